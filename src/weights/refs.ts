@@ -1,0 +1,96 @@
+/** What the stages of the weights room hand on, from "a workflow names it" to "it lies verified on disk". */
+
+/** Why we think that a workflow needs a file. */
+export type RefReason =
+  | "loader" // a row of the loader table
+  | "object_info" // the running engine lists files of a category for this input
+  | "extension" // the value merely ends like a model file
+  | "embedding" // `embedding:NAME` in a prompt
+  | "lora_text" // `<lora:NAME:1>` where a node reads it
+  | "implied" // a node fetches it without naming it: a row of the implied-weights table
+  | "meta"; // `_meta.required_weights`
+
+/** A weight that a workflow needs. */
+export interface WeightRef {
+  /** The name as the workflow spells it; of an implied weight, the file name of its row. */
+  readonly name: string;
+  /** ComfyUI category (`checkpoints`, `loras`, …); undefined when nothing tells. */
+  readonly category: string | undefined;
+  /** Path relative to ComfyUI's root, for implied weights that lie outside of `models/`. */
+  readonly path?: string;
+  /** Node that wants it; undefined for `_meta.required_weights`. */
+  readonly nodeId: string | undefined;
+  readonly nodeTitle?: string;
+  readonly classType: string | undefined;
+  readonly input: string | undefined;
+  readonly reason: RefReason;
+  /** True when ComfyUI would certainly fail without it: a miss blocks. Otherwise it is a warning. */
+  readonly certain: boolean;
+  readonly hints: readonly WeightHint[];
+}
+
+/** A source that the workflow itself names for a weight. */
+export interface WeightHint {
+  readonly url: string;
+  readonly sha256?: string;
+}
+
+/** What is wrong with a file that is there but can't be the weight. */
+export type Defect =
+  | "empty"
+  | "html"
+  | "lfs_pointer"
+  | "truncated"
+  | "oversized"
+  | "not_safetensors"
+  | "bad_header"
+  | "wrong_size"
+  | "dangling_link"
+  | "not_a_file";
+
+export interface PresentWeight {
+  readonly ref: WeightRef;
+  /** Absolute path ComfyUI will open. */
+  readonly file: string;
+  readonly sizeBytes: number;
+}
+
+/** Another file that may be the one meant. */
+export interface NearMatch {
+  readonly name: string;
+  readonly category: string;
+  readonly why: "case" | "separator" | "extension" | "subfolder" | "other_folder" | "spelling";
+}
+
+/** A weight that is not usable, with everything needed to tell a person how to fix it. */
+export interface MissingWeight {
+  readonly ref: WeightRef;
+  readonly state: "missing" | "broken";
+  readonly defect?: Defect;
+  /** The broken file. */
+  readonly file?: string;
+  /** Folders that were searched, in ComfyUI's order. */
+  readonly searched: readonly string[];
+  readonly near: readonly NearMatch[];
+  /** What the manifests or the workflow know of it. */
+  readonly known?: KnownWeight;
+}
+
+/** What a manifest row or a hint says of a weight, for the report. */
+export interface KnownWeight {
+  readonly name: string;
+  readonly source: string;
+  readonly origin: "lock" | "manifest" | "synonym" | "workflow" | "url";
+  readonly sizeBytes?: number;
+  readonly license?: string;
+  readonly nonCommercial?: boolean;
+  readonly gated?: boolean;
+}
+
+/** The answer of validation. `missing` blocks; `warnings` are told and block nothing. */
+export interface Validation {
+  readonly present: readonly PresentWeight[];
+  readonly missing: readonly MissingWeight[];
+  readonly warnings: readonly MissingWeight[];
+  readonly ignored: readonly WeightRef[];
+}

@@ -1,0 +1,64 @@
+/**
+ * The shapes that the rest of the program works on: ComfyUI's API graph, and a workflow read from whatever the
+ * user gave. Pure types and tiny readers; nothing here touches network or disk.
+ */
+import type { JsonObject, JsonValue } from "../platform/json.ts";
+
+/** One node of an API-format prompt. `inputs` holds values, and links as `[nodeId, outputSlot]`. */
+export interface GraphNode {
+  readonly class_type: string;
+  readonly inputs: Readonly<Record<string, JsonValue>>;
+  readonly _meta?: { readonly title?: string; readonly [key: string]: JsonValue | undefined };
+}
+
+/** ComfyUI's API format: node id → node, in the order of the file. Ids of subgraph nodes look like `57:3`. */
+export type Graph = Readonly<Record<string, GraphNode>>;
+
+/** Where a model can be had, as the workflow itself says (`properties.models`, top-level `models`, `_meta`). */
+export interface ModelHint {
+  readonly name: string;
+  readonly url: string;
+  /** ComfyUI category, possibly with a sub-path (`loras/foo`). */
+  readonly directory?: string;
+  readonly hash?: string;
+  readonly hashType?: string;
+}
+
+/** A named input of a workflow served as an API of its own (`_meta.inputs`, App Mode, `workflow expose`). */
+export interface ExposedInput {
+  readonly name: string;
+  readonly node: string;
+  readonly input: string;
+  readonly description?: string;
+}
+
+export type WorkflowFormat = "api" | "wrapped" | "guide" | "ui";
+
+/** A workflow read and, if need be, converted: what every later stage takes. */
+export interface Workflow {
+  readonly format: WorkflowFormat;
+  readonly graph: Graph;
+  /** `_meta.required_weights`: needed whatever the graph says. */
+  readonly requiredWeights: readonly string[];
+  /** `_meta.ignored_weights`: never reported missing. */
+  readonly ignoredWeights: readonly string[];
+  readonly models: readonly ModelHint[];
+  readonly exposed: readonly ExposedInput[];
+  /** Titles of the subgraphs a node lies in, outermost first, by node id; absent for nodes of the root graph. */
+  readonly subgraphs: Readonly<Record<string, readonly string[]>>;
+  /** The UI document it was converted from; ComfyUI stores it in the pictures (`extra_pnginfo.workflow`). */
+  readonly ui?: JsonObject;
+  /** Things worth telling that stop nothing ("node 7 is muted", "two surplus widget values dropped"). */
+  readonly notes: readonly string[];
+}
+
+/** A link to another node's output, or undefined when the value is none. */
+export function linkOf(
+  value: JsonValue | undefined,
+): { readonly nodeId: string; readonly slot: number } | undefined {
+  if (!Array.isArray(value) || value.length !== 2) {
+    return undefined;
+  }
+  const [nodeId, slot] = value;
+  return typeof nodeId === "string" && typeof slot === "number" ? { nodeId, slot } : undefined;
+}
