@@ -1,4 +1,5 @@
 /** What the stages of the weights room hand on, from "a workflow names it" to "it lies verified on disk". */
+import type { Defect } from "../models/header.ts";
 
 /** Why we think that a workflow needs a file. */
 export type RefReason =
@@ -27,6 +28,24 @@ export interface WeightRef {
   /** True when ComfyUI would certainly fail without it: a miss blocks. Otherwise it is a warning. */
   readonly certain: boolean;
   readonly hints: readonly WeightHint[];
+  /** Titles of the subgraphs the node lies in, outermost first. */
+  readonly subgraphs?: readonly string[];
+  /** The weight is a folder; these files must be in it, as far as they are known. */
+  readonly folder?: { readonly files: readonly string[] };
+  /** The node takes any file of the category whose name matches (a regular expression, case ignored). */
+  readonly accepts?: string;
+  /** Another place of the file that the node accepts too, written as `path`. */
+  readonly altPath?: string;
+  /** The node needs all weights of one option of a group, not of every option. */
+  readonly oneOf?: WeightChoice;
+}
+
+/** An alternative: versions of a node pack, or base models that can't be told apart by name. */
+export interface WeightChoice {
+  readonly group: string;
+  readonly option: string;
+  /** The option to report when none is there. */
+  readonly preferred: boolean;
 }
 
 /** A source that the workflow itself names for a weight. */
@@ -34,19 +53,6 @@ export interface WeightHint {
   readonly url: string;
   readonly sha256?: string;
 }
-
-/** What is wrong with a file that is there but can't be the weight. */
-export type Defect =
-  | "empty"
-  | "html"
-  | "lfs_pointer"
-  | "truncated"
-  | "oversized"
-  | "not_safetensors"
-  | "bad_header"
-  | "wrong_size"
-  | "dangling_link"
-  | "not_a_file";
 
 export interface PresentWeight {
   readonly ref: WeightRef;
