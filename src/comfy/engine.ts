@@ -2,24 +2,29 @@
  * What the rest of the program knows of a ComfyUI, whoever provides it: a child process of the real one, a
  * server elsewhere, or our embedded engine. All three speak ComfyUI's own HTTP and WebSocket API.
  */
+import type { EngineFiles, ReportedFile } from "../workflow/engine-files.ts";
 
-/** Folders that we and the engine both see. */
-export interface EngineDirs {
-  readonly input: string;
-  readonly output: string;
-  readonly temp: string;
-}
+export type EngineKind = "real" | "remote" | "embedded";
 
-export interface Engine extends AsyncDisposable {
-  readonly kind: "real" | "remote" | "embedded";
-  /** Base address without a trailing slash, e.g. `http://127.0.0.1:43121`. */
+export interface Engine extends EngineFiles, AsyncDisposable {
+  readonly kind: EngineKind;
+  /** Base address without a trailing slash, e.g. `http://127.0.0.1:43121`. Another one after a restart. */
   readonly url: string;
-  /** Undefined for an engine elsewhere: files travel over its API. */
-  readonly dirs: EngineDirs | undefined;
-  /** Settles when the process ends; never for an engine elsewhere. */
+  /** Settles when the process that runs now ends; never for an engine elsewhere. Another promise after a restart. */
   readonly exited: Promise<EngineExit>;
   /** The last lines it logged, oldest first (at most 200). */
   lastLog(): readonly string[];
+  /**
+   * Resolves when it answers: at once, or when a restart is through.
+   * @throws EngineError ENGINE_UNAVAILABLE when it was given up, CanceledError
+   */
+  ready(signal?: AbortSignal): Promise<void>;
+  /** Why it is unhealthy (it keeps dying); undefined while all is well. */
+  readonly unhealthy: string | undefined;
+  /** A run succeeded: earlier deaths are forgiven. */
+  noteSuccess(): void;
+  /** Ends a process that no longer obeys, so that a fresh one takes its place. Nothing for an engine elsewhere. */
+  recycle(reason: string): Promise<void>;
 }
 
 export interface EngineExit {
@@ -27,16 +32,6 @@ export interface EngineExit {
   readonly signal: string | null;
   /** One sentence for people: exit code, signal, out of memory. */
   readonly reason: string;
-}
-
-/** A file that a run reported in its history. */
-export interface ReportedFile {
-  readonly nodeId: string;
-  /** Key of the node's UI output: `images`, `audio`, `gifs`, … */
-  readonly key: string;
-  readonly filename: string;
-  readonly subfolder: string;
-  readonly type: "output" | "temp" | "input";
 }
 
 /** What a finished run produced, in node and batch order. */
@@ -49,6 +44,8 @@ export interface RunResult {
   readonly cachedNodes: readonly string[];
   /** Execution time by ComfyUI's own clock, in ms. */
   readonly executionMs: number | undefined;
+  /** Things that went wrong without ending the run (a blocked branch). */
+  readonly notes: readonly string[];
 }
 
 export interface RunProgress {
