@@ -24,6 +24,16 @@ export interface ModelHint {
   readonly hashType?: string;
 }
 
+/** The node pack a class comes from, as a UI file says. */
+export interface NodePack {
+  /** Id in ComfyUI's registry. */
+  readonly cnrId?: string;
+  /** `owner/repository` on GitHub. */
+  readonly auxId?: string;
+  /** Version or commit. */
+  readonly version?: string;
+}
+
 /** A named input of a workflow served as an API of its own (`_meta.inputs`, App Mode, `workflow expose`). */
 export interface ExposedInput {
   readonly name: string;
@@ -46,6 +56,8 @@ export interface Workflow {
   readonly exposed: readonly ExposedInput[];
   /** Titles of the subgraphs a node lies in, outermost first, by node id; absent for nodes of the root graph. */
   readonly subgraphs: Readonly<Record<string, readonly string[]>>;
+  /** Node packs by class, where a UI file names them; ComfyUI's own nodes have none. */
+  readonly packs?: Readonly<Record<string, NodePack>>;
   /** The UI document it was converted from; ComfyUI stores it in the pictures (`extra_pnginfo.workflow`). */
   readonly ui?: JsonObject;
   /** Things worth telling that stop nothing ("node 7 is muted", "two surplus widget values dropped"). */

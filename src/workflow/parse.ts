@@ -1,0 +1,99 @@
+/**
+ * Whatever the user gave as a workflow → a {@link Workflow}: formats told apart, wrappers opened, pictures searched,
+ * UI files converted. Pure: no network, no disk but the table of node definitions. Throws only `InputError`.
+ */
+import type { JsonObject, JsonValue } from "../platform/json.ts";
+import { checkLinks, readApiGraph } from "./api-graph.ts";
+import { convertUi } from "./convert.ts";
+import { NodeDefinitions } from "./definitions.ts";
+import type { ModelHint, NodePack, Workflow } from "./graph.ts";
+import { checkDepth } from "./json-text.ts";
+import type { WorkflowMeta } from "./meta.ts";
+import { mergeMeta, readMeta } from "./meta.ts";
+import type { Recognised } from "./recognise.ts";
+import { isUiDocument, recognise } from "./recognise.ts";
+import { collectFacts } from "./ui-facts.ts";
+import { unpackBytes, unpackText } from "./unpack.ts";
+
+export interface ParseOptions {
+  /** What the running engine knows; the committed table of ComfyUI's own nodes otherwise. */
+  readonly definitions?: NodeDefinitions | undefined;
+}
+
+/** Reads a workflow from text, bytes or an object. */
+export function parseWorkflow(
+  source: string | Uint8Array | JsonObject,
+  options: ParseOptions = {},
+): Workflow {
+  const { document, beside, notes } = unpack(source);
+  const definitions = options.definitions ?? NodeDefinitions.core();
+  const found = recognise(document);
+  const ui = found.beside ?? (isUiDocument(beside) ? beside : undefined);
+  const remarks = [...notes];
+  const workflow = found.isUi ? fromUi(found, definitions, remarks) : fromApi(found, ui, remarks);
+  checkLinks(workflow.graph, definitions, remarks);
+  return { ...workflow, notes: remarks };
+}
+
+function unpack(source: string | Uint8Array | JsonObject): {
+  document: JsonValue;
+  beside?: JsonValue;
+  notes: readonly string[];
+} {
+  if (typeof source === "string") {
+    return unpackText(source);
+  }
+  if (source instanceof Uint8Array) {
+    return unpackBytes(source);
+  }
+  checkDepth(source);
+  return { document: source, notes: [] };
+}
+
+function metaOf(found: Recognised): WorkflowMeta {
+  const metas = found.holders.map(readMeta);
+  const [first, ...rest] = metas.reverse();
+  return rest.reduce((inner, outer) => mergeMeta(outer, inner), first ?? NO_META);
+}
+
+const NO_META: WorkflowMeta = { requiredWeights: [], ignoredWeights: [], models: [], exposed: [] };
+
+function fromApi(found: Recognised, ui: JsonObject | undefined, notes: string[]): Workflow {
+  const meta = metaOf(found);
+  const facts = ui === undefined ? { models: [], packs: {} } : collectFacts(ui);
+  return {
+    format: found.format,
+    graph: readApiGraph(found.body, notes),
+    ...withFacts(meta, facts),
+    subgraphs: {},
+    ...(ui === undefined ? {} : { ui }),
+    notes,
+  };
+}
+
+function fromUi(found: Recognised, definitions: NodeDefinitions, notes: string[]): Workflow {
+  const converted = convertUi(found.body, definitions, notes);
+  return {
+    format: found.format,
+    graph: converted.graph,
+    ...withFacts(metaOf(found), converted),
+    subgraphs: converted.subgraphs,
+    ui: found.body,
+    notes,
+  };
+}
+
+function withFacts(
+  meta: WorkflowMeta,
+  facts: { models: readonly ModelHint[]; packs: Readonly<Record<string, NodePack>> },
+): WorkflowMeta & Pick<Workflow, "packs"> {
+  return { ...meta, models: uniqueModels([...meta.models, ...facts.models]), packs: facts.packs };
+}
+
+/** The same hint often stands on several nodes. */
+function uniqueModels(models: readonly ModelHint[]): ModelHint[] {
+  const seen = new Map(
+    models.map((hint) => [`${hint.directory ?? ""}\n${hint.name}\n${hint.url}`, hint] as const),
+  );
+  return [...seen.values()];
+}
