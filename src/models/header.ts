@@ -55,6 +55,8 @@ export interface InspectOptions {
   readonly expectedSize?: number | undefined;
   /** A `stat` made a moment ago. */
   readonly stat?: BigIntStats | undefined;
+  /** The name it will have: a download is judged before it gets its own. */
+  readonly as?: string | undefined;
 }
 
 /** safetensors' own limit for its header. */
@@ -201,7 +203,7 @@ export class Inspector {
     if (!stat.isFile()) {
       return { ok: false, defect: "not_a_file", sizeBytes };
     }
-    const defect = this.#content(path, stat, sizeBytes);
+    const defect = this.#content(path, stat, options.as ?? path);
     if (defect !== undefined) {
       return { ok: false, defect, sizeBytes };
     }
@@ -215,14 +217,14 @@ export class Inspector {
     this.#memo.clear();
   }
 
-  #content(path: string, stat: BigIntStats, sizeBytes: number): Defect | undefined {
+  #content(path: string, stat: BigIntStats, name: string): Defect | undefined {
     // The ending belongs to the key: two links of different endings may lead to one file.
-    const key = `${stat.dev}:${stat.ino}:${stat.size}:${stat.mtimeNs}:${stat.ctimeNs}:${extensionOf(path)}`;
+    const key = `${stat.dev}:${stat.ino}:${stat.size}:${stat.mtimeNs}:${stat.ctimeNs}:${extensionOf(name)}`;
     const known = this.#memo.get(key);
     if (known !== undefined) {
       return known ?? undefined;
     }
-    const defect = readDefect(path, sizeBytes);
+    const defect = readDefect(path, name, Number(stat.size));
     if (this.#memo.size >= MEMO_ENTRIES) {
       const oldest = this.#memo.keys().next();
       if (oldest.done !== true) {
@@ -234,7 +236,7 @@ export class Inspector {
   }
 }
 
-function readDefect(path: string, sizeBytes: number): Defect | undefined {
+function readDefect(path: string, name: string, sizeBytes: number): Defect | undefined {
   let fd: number;
   try {
     fd = openSync(path, "r");
@@ -242,7 +244,7 @@ function readDefect(path: string, sizeBytes: number): Defect | undefined {
     return "unreadable";
   }
   try {
-    return inspectContent(fd, path, sizeBytes);
+    return inspectContent(fd, name, sizeBytes);
   } catch {
     return "unreadable";
   } finally {
