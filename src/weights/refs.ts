@@ -1,5 +1,6 @@
 /** What the stages of the weights room hand on, from "a workflow names it" to "it lies verified on disk". */
 import type { Defect } from "../models/header.ts";
+import type { Trust } from "./plan-types.ts";
 
 /** Why we think that a workflow needs a file. */
 export type RefReason =
@@ -34,6 +35,14 @@ export interface WeightRef {
   readonly folder?: { readonly files: readonly string[] };
   /** The node takes any file of the category whose name matches (a regular expression, case ignored). */
   readonly accepts?: string;
+  /** Further categories in which the node looks the name up. */
+  readonly otherCategories?: readonly string[];
+  /** The running engine offers this very name: never reported missing. */
+  readonly listed?: boolean;
+  /** The name is an address; the file goes into the name-space of addresses and the input is rewritten. */
+  readonly fromUrl?: boolean;
+  /** Size of the finished file, where the table of implied weights knows it. */
+  readonly sizeBytes?: number;
   /** Another place of the file that the node accepts too, written as `path`. */
   readonly altPath?: string;
   /** The node needs all weights of one option of a group, not of every option. */
@@ -48,9 +57,11 @@ export interface WeightChoice {
   readonly preferred: boolean;
 }
 
-/** A source that the workflow itself names for a weight. */
+/** A source that the workflow itself, or the table of implied weights, names for a weight. */
 export interface WeightHint {
   readonly url: string;
+  /** `operator` for what ships with the program; a workflow's own word is only a request's. */
+  readonly trust?: Trust;
   readonly sha256?: string;
 }
 
