@@ -270,12 +270,14 @@ function synonymsOf(
         entry.name_also_used_for_other_bytes !== true &&
         !suspects.has(entry.name) &&
         !entry.name.includes("*") &&
-        entry.category !== "insightface",
+        entry.category !== "insightface" &&
+        looksLikeWeight(entry.name),
     );
     const target = usable.find((entry) => original.has(entry.name)) ?? usable[0];
     return usable
       .filter(
         (entry) =>
+          !isGeneric(entry.name) &&
           entry.name !== target?.name &&
           entry.category === target?.category &&
           !original.has(entry.name),
