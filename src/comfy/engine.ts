@@ -3,6 +3,7 @@
  * server elsewhere, or our embedded engine. All three speak ComfyUI's own HTTP and WebSocket API.
  */
 import type { EngineFiles, ReportedFile } from "../workflow/engine-files.ts";
+import type { ComfyClient } from "./client.ts";
 
 export type EngineKind = "real" | "remote" | "embedded";
 
@@ -10,8 +11,12 @@ export interface Engine extends EngineFiles, AsyncDisposable {
   readonly kind: EngineKind;
   /** Base address without a trailing slash, e.g. `http://127.0.0.1:43121`. Another one after a restart. */
   readonly url: string;
+  /** Calls to it; another object after a restart. */
+  readonly client: ComfyClient;
   /** Settles when the process that runs now ends; never for an engine elsewhere. Another promise after a restart. */
   readonly exited: Promise<EngineExit>;
+  /** Calls `listener` when the process that runs now ends. @returns how to stop listening */
+  onExit(listener: (exit: EngineExit) => void): () => void;
   /** The last lines it logged, oldest first (at most 200). */
   lastLog(): readonly string[];
   /**
