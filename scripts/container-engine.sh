@@ -23,7 +23,7 @@ fetch() {
   apt_of_suite update -qq
   apt-get update -qq
   cd "$home/debs"
-  apt_of_suite download -qq docker.io containerd docker-buildx
+  apt_of_suite download -qq docker.io docker-cli docker-buildx docker-compose containerd
   apt-get -o APT::Sandbox::User=root download -qq runc debootstrap docker-registry \
     iptables libip4tc2 libip6tc2 libnetfilter-conntrack3 libnfnetlink0 libnftnl11 libxtables12
   for package in *.deb; do
@@ -33,7 +33,7 @@ fetch() {
     ln -sf xtables-nft-multi "$root/usr/sbin/$name"
   done
   mkdir -p "$home/config/cli-plugins"
-  cp "$root/usr/libexec/docker/cli-plugins/docker-buildx" "$home/config/cli-plugins/"
+  cp "$root"/usr/libexec/docker/cli-plugins/docker-* "$home/config/cli-plugins/"
   touch "$home/fetched"
 }
 

@@ -1,6 +1,7 @@
 /**
  * `npm test`: lint, types and the suite, closed by one line of the form `312 passed, 0 failed, 4 skipped`.
- * `--long` runs the slow files (kill rounds, soaks, fuzzing) instead; further arguments go to `bun test`.
+ * `--long` runs the slow files (kill rounds, soaks, fuzzing) instead, or those of them that are named; further
+ * arguments go to `bun test`.
  */
 import { existsSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -42,7 +43,10 @@ function testCommand(): string[] {
   if (!isLong) {
     return [bun, "test", ...report];
   }
-  const files = [...new Bun.Glob("test/**/*.long.test.ts").scanSync(PROJECT_ROOT)].sort();
+  const isChosen = rest.some((argument) => argument.endsWith(".long.test.ts"));
+  const files = isChosen
+    ? []
+    : [...new Bun.Glob("test/**/*.long.test.ts").scanSync(PROJECT_ROOT)].sort();
   return [
     bun,
     "test",
