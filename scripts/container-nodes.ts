@@ -3,7 +3,7 @@
  * requirements; run while the image is built. It stands alone (no dependency is installed there).
  */
 import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
-import { basename, join } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 
 interface Pack {
@@ -111,7 +111,7 @@ if (import.meta.main) {
     const count = await installNodes({
       file: values.file ?? "custom_nodes.json",
       list: values.list ?? "default",
-      into: values.into ?? "custom_nodes",
+      into: resolve(values.into ?? "custom_nodes"),
       pip: values.pip,
       constraints: values.constraints,
     });

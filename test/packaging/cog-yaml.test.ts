@@ -47,7 +47,7 @@ describe("cog.yaml", () => {
 
   test("installs exactly the dependencies of package.json, at their versions", () => {
     const line = production.build.run.find((command) => command.includes("bun add"));
-    const pinned = (line ?? "").match(/\S+@\d\S*/g) ?? [];
+    const pinned = [...(line ?? "").matchAll(/\S+@\d\S*/g)].map((match) => match[0]);
     expect(pinned.sort()).toEqual(
       Object.entries(dependencies)
         .map(([name, version]) => `${name}@${version}`)
