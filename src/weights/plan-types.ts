@@ -24,8 +24,11 @@ export interface InstallJob {
   readonly sizeBytes?: number;
   /** Of the finished file, never of an archive around it. */
   readonly sha256?: string;
-  /** The source is an archive. `member`: the one file of it that is wanted at `destination`'s folder. */
+  /** The source is an archive. */
   readonly unpack?: "tar";
+  /** With `unpack`: the path inside the archive (and below `destination`) of the file this job is about; the last
+   * part of `name` unless given. */
+  readonly member?: string;
   readonly license?: string;
   readonly gated?: boolean;
 }
@@ -56,4 +59,7 @@ export interface InstallProgress {
   readonly doneBytes: number;
   readonly totalBytes: number | undefined;
   readonly phase: "resolving" | "downloading" | "unpacking" | "verifying" | "done";
+  /** Over the last seconds. */
+  readonly bytesPerSecond?: number;
+  readonly etaSeconds?: number;
 }

@@ -1,0 +1,631 @@
+/**
+ * The private folder a download grows in, and its journal: which chunks are there and what they must hash to. One
+ * owner per folder (by lock, renaming and a token), so that no two processes write one file. Nothing in a journal is
+ * believed: what it claims is read back and compared, so that a torn line, a crash or a power loss costs bytes, never
+ * truth (downloader.md C.4, C.5).
+ */
+import { createHash, randomBytes } from "node:crypto";
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { hostname } from "node:os";
+import { basename, join } from "node:path";
+import { crc32 } from "node:zlib";
+import { z } from "zod";
+import { DownloadError } from "../platform/errors.ts";
+import {
+  fileError,
+  freeSpace,
+  makeFolder,
+  readFully,
+  WRITE_BLOCK_BYTES,
+  writeFully,
+} from "../platform/files.ts";
+import { tryLock } from "../platform/native.ts";
+
+/** Inside a models root, beside the category folders: ComfyUI lists nothing in it. */
+export const PARTIAL_FOLDER = ".cog-partial";
+
+const JOURNAL_VERSION = 1;
+const LARGE_CHUNK_BYTES = 8 * 1024 * 1024;
+const SMALL_CHUNK_BYTES = 4 * 1024 * 1024;
+const SMALL_FILE_BYTES = 64 * 1024 * 1024;
+/** The unit of `blocks` in stat(2), whatever the file system's own is. */
+const STAT_BLOCK_BYTES = 512;
+/** Where the owner can't be asked (no lock to be had), one that was silent this long is taken for dead. */
+const SILENT_OWNER_MS = 30_000;
+/** File systems on which a lock may succeed for everybody and an inode may be written by a machine that is gone. */
+const REMOTE_FILE_SYSTEMS = new Set([
+  0x6969, // NFS
+  0x517b, // SMB
+  0xff534d42, // CIFS
+  0xfe534d42, // SMB2
+  0x65735546, // FUSE
+  0x0bd00bd0, // Lustre
+  0x47504653, // GPFS
+  0x00c36400, // Ceph
+  0x01021997, // 9p
+]);
+
+/** The state of the object that the bytes belong to. Another state, another file: never mixed. */
+export interface ObjectIdentity {
+  readonly sizeBytes: number;
+  readonly etag: string | null;
+  readonly lastModified: string | null;
+  /** Stated for the address or by its server; the same on two mirrors means the same bytes. */
+  readonly sha256: string | null;
+  /** Without credentials and signature. */
+  readonly url: string;
+}
+
+const HeaderSchema = z.object({
+  v: z.literal(JOURNAL_VERSION),
+  name: z.string(),
+  destination: z.string(),
+  sizeBytes: z.number().int().nonnegative(),
+  chunk: z.number().int().positive(),
+  etag: z.string().nullable(),
+  lastModified: z.string().nullable(),
+  sha256: z.string().nullable(),
+  url: z.string(),
+});
+type Header = z.output<typeof HeaderSchema>;
+
+export interface PartialRequest {
+  /** The `.cog-partial` folder to use. */
+  readonly root: string;
+  /** Name for people. */
+  readonly name: string;
+  readonly destination: string;
+  readonly identity: ObjectIdentity;
+  /** Bytes per journal line; by size unless given. */
+  readonly chunkBytes?: number | undefined;
+  /** Distrust what is there: a hash did not match. */
+  readonly fresh?: boolean | undefined;
+  /** Don't wait for another process that is at the same file: an attempt of our own. */
+  readonly alone?: boolean | undefined;
+}
+
+/** Bytes between two journal lines: fine enough to lose little, coarse enough to cost nothing. */
+export function chunkBytesFor(sizeBytes: number): number {
+  return sizeBytes < SMALL_FILE_BYTES ? SMALL_CHUNK_BYTES : LARGE_CHUNK_BYTES;
+}
+
+/** The folder name of a destination: readable, and unique by its hash. */
+export function partialKey(destination: string): string {
+  const digest = createHash("sha256").update(destination).digest("hex").slice(0, 16);
+  const readable = basename(destination)
+    .replace(/[^\w.-]+/g, "_")
+    .slice(0, 60);
+  return `${readable}-${digest}`;
+}
+
+/** Somebody else, alive, is downloading the same file. */
+export interface BusyPartial {
+  readonly busy: true;
+  readonly doneBytes: number;
+}
+
+/** A download's folder, ours alone until it is closed. */
+export class PartialFolder implements Disposable {
+  readonly path: string;
+  readonly dataPath: string;
+  /** Of the data file, open for reading and writing. */
+  readonly fd: number;
+  readonly chunkBytes: number;
+  /** Chunks that are there, each read back and compared. */
+  readonly done: ReadonlyMap<number, number>;
+  readonly #lockFd: number;
+  readonly #token: string;
+  readonly #journalFd: number;
+  #open = true;
+
+  constructor(parts: OwnedParts) {
+    this.path = parts.path;
+    this.dataPath = join(parts.path, "data");
+    this.fd = parts.fd;
+    this.chunkBytes = parts.chunkBytes;
+    this.done = parts.done;
+    this.#lockFd = parts.lockFd;
+    this.#token = parts.token;
+    this.#journalFd = parts.journalFd;
+  }
+
+  /** Notes that a chunk is complete. One small append; nothing is flushed, since nothing here is believed. */
+  record(index: number, crc: number): void {
+    this.#append(chunkLine(index, crc));
+  }
+
+  /** Notes that a chunk must not be believed after all. */
+  revoke(index: number): void {
+    this.#append(`x ${index}\n`);
+  }
+
+  /** Says that the owner lives, and checks that it still is the owner. @throws DownloadError IO_ERROR */
+  beat(): void {
+    const path = join(this.path, "owner");
+    try {
+      if (readFileSync(path, "utf8").includes(this.#token)) {
+        const now = new Date();
+        utimesSync(path, now, now);
+        return;
+      }
+    } catch (cause) {
+      throw new DownloadError("IO_ERROR", `The folder ${this.path} has gone while it was in use`, {
+        cause,
+        hint: "Leave .cog-partial alone while downloads run, and try again.",
+      });
+    }
+    throw new DownloadError("IO_ERROR", `Another process took over ${this.path}`);
+  }
+
+  /** Lets go and keeps everything for the next start. */
+  [Symbol.dispose](): void {
+    if (this.#open) {
+      this.#open = false;
+      for (const fd of [this.fd, this.#journalFd, this.#lockFd]) {
+        closeSync(fd);
+      }
+    }
+  }
+
+  /** Lets go and removes it all. The published file is not in here any more. */
+  remove(): void {
+    this[Symbol.dispose]();
+    rmSync(this.path, { recursive: true, force: true });
+    removeIfEmpty(join(this.path, ".."));
+  }
+
+  #append(line: string): void {
+    try {
+      writeSync(this.#journalFd, line);
+    } catch (error) {
+      throw fileError(error, this.path, "write the journal in");
+    }
+  }
+}
+
+interface OwnedParts {
+  readonly path: string;
+  readonly fd: number;
+  readonly lockFd: number;
+  readonly journalFd: number;
+  readonly token: string;
+  readonly chunkBytes: number;
+  readonly done: ReadonlyMap<number, number>;
+}
+
+/**
+ * Opens the partial file of a destination: what a dead process left is taken over if it is of the same object,
+ * otherwise a fresh one is made.
+ */
+export async function openPartial(request: PartialRequest): Promise<PartialFolder | BusyPartial> {
+  const home = join(request.root, partialKey(request.destination));
+  makeFolder(home);
+  const orphan = request.alone === true ? undefined : claimOrphan(home);
+  if (orphan !== undefined && "busy" in orphan) {
+    return orphan;
+  }
+  const chunkBytes = request.chunkBytes ?? chunkBytesFor(request.identity.sizeBytes);
+  const header: Header = {
+    v: JOURNAL_VERSION,
+    name: request.name,
+    destination: request.destination,
+    chunk: chunkBytes,
+    ...request.identity,
+  };
+  const claim = orphan ?? createAttempt(home);
+  try {
+    return await takeOver(claim, header, request.fresh === true);
+  } catch (error) {
+    closeSync(claim.lockFd);
+    throw fileError(error, home, "prepare the download in");
+  }
+}
+
+interface Claim {
+  readonly path: string;
+  readonly lockFd: number;
+  readonly token: string;
+  /** False when a writer of old may still be able to write into the data file. */
+  readonly exclusive: boolean;
+}
+
+function attemptName(): string {
+  return `${hostname()
+    .replace(/[^\w-]+/g, "_")
+    .slice(0, 40)}-${process.pid}-${randomBytes(4).toString("hex")}`;
+}
+
+function ownerText(token: string): string {
+  return `${JSON.stringify({ token, host: hostname(), pid: process.pid, startTicks: startTicks(process.pid) })}\n`;
+}
+
+/** A process's start time, by which one is told from a later one with the same id. Linux only. */
+function startTicks(pid: number): string | undefined {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return text.slice(text.lastIndexOf(")") + 2).split(" ")[19];
+  } catch {
+    return undefined;
+  }
+}
+
+/** Attempts that are being made; nobody claims them. */
+const UNBORN = ".new-";
+
+function createAttempt(home: string): Claim {
+  const token = randomBytes(8).toString("hex");
+  const name = attemptName();
+  const path = join(home, name);
+  const unborn = join(home, `${UNBORN}${name}`);
+  try {
+    mkdirSync(unborn);
+    writeFileSync(join(unborn, "owner"), ownerText(token), { mode: 0o600 });
+    const lockFd = openSync(join(unborn, "owner"), "r+");
+    tryLock(lockFd);
+    // Locked before it can be seen: no one who looks for orphans finds it without an owner.
+    renameSync(unborn, path);
+    return { path, lockFd, token, exclusive: true };
+  } catch (error) {
+    throw fileError(error, path, "create the folder");
+  }
+}
+
+/** Takes over the richest attempt whose owner is gone; `busy` when one is alive; undefined when there is none. */
+function claimOrphan(home: string): Claim | BusyPartial | undefined {
+  const attempts = readdirSync(home, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory() && !entry.name.startsWith(UNBORN))
+    .map((entry) => join(home, entry.name))
+    .toSorted((one, other) => journalSize(other) - journalSize(one));
+  let claimed: Claim | undefined;
+  for (const path of attempts) {
+    const claim = claimAttempt(path, home);
+    if (claim === "alive") {
+      if (claimed !== undefined) {
+        closeSync(claimed.lockFd);
+      }
+      return { busy: true, doneBytes: summarise(path)?.doneBytes ?? 0 };
+    }
+    if (claim !== undefined && claimed === undefined) {
+      claimed = claim;
+    } else if (claim !== undefined) {
+      // A second orphan holds nothing that the richer one lacks for long.
+      closeSync(claim.lockFd);
+      rmSync(claim.path, { recursive: true, force: true });
+    }
+  }
+  return claimed;
+}
+
+function journalSize(path: string): number {
+  return statSync(join(path, "journal"), { throwIfNoEntry: false })?.size ?? 0;
+}
+
+function claimAttempt(path: string, home: string): Claim | "alive" | undefined {
+  let lockFd: number;
+  try {
+    lockFd = openSync(join(path, "owner"), "r+");
+  } catch {
+    // No owner file: its maker died between two lines, or somebody else is removing it. Nothing to win.
+    return undefined;
+  }
+  const remote = REMOTE_FILE_SYSTEMS.has(freeSpace(path).type);
+  const locked = tryLock(lockFd);
+  const dead = locked === true ? !remote || isSilent(path) : locked === undefined && isDead(path);
+  if (!dead) {
+    closeSync(lockFd);
+    return "alive";
+  }
+  const token = randomBytes(8).toString("hex");
+  const mine = join(home, attemptName());
+  try {
+    // Of several that think so, one wins the rename.
+    renameSync(path, mine);
+    writeFileSync(join(mine, "owner"), ownerText(token));
+  } catch {
+    closeSync(lockFd);
+    return undefined;
+  }
+  return { path: mine, lockFd, token, exclusive: locked === true && !remote };
+}
+
+/** Both times are the file system's own, so that no clock is compared with another. */
+function isSilent(path: string): boolean {
+  const probe = join(path, `.now-${randomBytes(4).toString("hex")}`);
+  try {
+    writeFileSync(probe, "");
+    const now = statSync(probe).mtimeMs;
+    return now - statSync(join(path, "owner")).mtimeMs > SILENT_OWNER_MS;
+  } catch {
+    return false;
+  } finally {
+    rmSync(probe, { force: true });
+  }
+}
+
+const OwnerSchema = z.object({
+  host: z.string(),
+  pid: z.number(),
+  startTicks: z.string().optional(),
+});
+
+/** Without locks: dead when it ran here and runs no more; elsewhere, when it has been silent for long. */
+function isDead(path: string): boolean {
+  try {
+    const owner = OwnerSchema.parse(JSON.parse(readFileSync(join(path, "owner"), "utf8")));
+    if (owner.host === hostname() && owner.startTicks !== undefined) {
+      return startTicks(owner.pid) !== owner.startTicks;
+    }
+  } catch {
+    // An owner file that can't be read says nothing; time does.
+  }
+  return isSilent(path);
+}
+
+/** Checks what a claimed folder holds against what is wanted, and opens it for writing. */
+async function takeOver(claim: Claim, header: Header, fresh: boolean): Promise<PartialFolder> {
+  const known = readJournal(claim.path);
+  const dataPath = join(claim.path, "data");
+  const usable = !fresh && known !== undefined && isSameObject(known.header, header);
+  const source = usable && existsSync(dataPath) ? openSync(dataPath, "r+") : undefined;
+  let fd: number;
+  let done: Map<number, number>;
+  if (source !== undefined && claim.exclusive) {
+    fd = source;
+    done = await verifiedChunks(source, header, known?.chunks ?? new Map());
+  } else {
+    // The old file may still be open in a process that only sleeps: its inode is not used again.
+    const freshPath = join(claim.path, "data.new");
+    fd = openSync(freshPath, "w+", 0o600);
+    done =
+      source === undefined
+        ? new Map()
+        : await verifiedChunks(source, header, known?.chunks ?? new Map(), fd);
+    renameSync(freshPath, dataPath);
+    if (source !== undefined) {
+      closeSync(source);
+    }
+  }
+  if (fstatSync(fd).size > header.sizeBytes) {
+    ftruncateSync(fd, header.sizeBytes);
+  }
+  return new PartialFolder({
+    path: claim.path,
+    fd,
+    lockFd: claim.lockFd,
+    token: claim.token,
+    chunkBytes: header.chunk,
+    done,
+    journalFd: rewriteJournal(claim.path, header, done),
+  });
+}
+
+function isSameObject(known: Header, wanted: Header): boolean {
+  if (known.sizeBytes !== wanted.sizeBytes || known.chunk !== wanted.chunk) {
+    return false;
+  }
+  if (known.sha256 !== null && known.sha256 === wanted.sha256) {
+    return true;
+  }
+  const hasValidator = known.etag !== null || known.lastModified !== null;
+  return (
+    hasValidator &&
+    known.sha256 === wanted.sha256 &&
+    known.etag === wanted.etag &&
+    known.lastModified === wanted.lastModified &&
+    known.url === wanted.url
+  );
+}
+
+function rewriteJournal(path: string, header: Header, done: ReadonlyMap<number, number>): number {
+  const lines = [...done].map(([index, crc]) => chunkLine(index, crc));
+  const next = join(path, "journal.new");
+  writeFileSync(next, `${JSON.stringify(header)}\n${lines.join("")}`, { mode: 0o600 });
+  renameSync(next, join(path, "journal"));
+  return openSync(join(path, "journal"), "a");
+}
+
+function hex(value: number, digits: number): string {
+  return value.toString(16).padStart(digits, "0");
+}
+
+/** The check is over the line itself: a torn line that still parses must not pass. */
+function chunkLine(index: number, crc: number): string {
+  const body = `c ${index} ${hex(crc, 8)}`;
+  return `${body} ${hex(crc32(body) & 0xff, 2)}\n`;
+}
+
+interface JournalContent {
+  readonly header: Header;
+  readonly chunks: Map<number, number>;
+}
+
+function readJournal(path: string): JournalContent | undefined {
+  let lines: string[];
+  try {
+    lines = readFileSync(join(path, "journal"), "utf8").split("\n");
+  } catch {
+    return undefined;
+  }
+  const header = parseHeader(lines[0] ?? "");
+  if (header === undefined) {
+    return undefined;
+  }
+  const chunks = new Map<number, number>();
+  for (const line of lines.slice(1)) {
+    const chunk = /^c (\d+) ([0-9a-f]{8}) [0-9a-f]{2}$/.exec(line);
+    const revoked = /^x (\d+)$/.exec(line);
+    if (chunk !== null) {
+      const index = Number(chunk[1]);
+      const crc = Number.parseInt(chunk[2] ?? "", 16);
+      if (chunkLine(index, crc).trimEnd() === line && index * header.chunk < header.sizeBytes) {
+        chunks.set(index, crc);
+      }
+    } else if (revoked !== null) {
+      chunks.delete(Number(revoked[1]));
+    }
+  }
+  return { header, chunks };
+}
+
+function parseHeader(line: string): Header | undefined {
+  try {
+    const parsed = HeaderSchema.safeParse(JSON.parse(line));
+    return parsed.success ? parsed.data : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The chunks whose bytes are what the journal says; copied into `copyFd` on the way where one is given. */
+async function verifiedChunks(
+  fd: number,
+  header: Header,
+  claimed: ReadonlyMap<number, number>,
+  copyFd?: number,
+): Promise<Map<number, number>> {
+  const good = new Map<number, number>();
+  const block = Buffer.allocUnsafe(WRITE_BLOCK_BYTES);
+  for (const [index, expected] of [...claimed].toSorted(([one], [other]) => one - other)) {
+    const start = index * header.chunk;
+    const end = Math.min(header.sizeBytes, start + header.chunk);
+    if (crcOfRange(fd, { start, end }, block, copyFd) === expected) {
+      good.set(index, expected);
+    }
+    await new Promise<void>((resolve) => setImmediate(resolve));
+  }
+  return good;
+}
+
+/** CRC-32 of a part of a file; undefined when the file ends before. */
+export function crcOfRange(
+  fd: number,
+  { start, end }: { readonly start: number; readonly end: number },
+  block: Buffer = Buffer.allocUnsafe(WRITE_BLOCK_BYTES),
+  copyFd?: number,
+): number | undefined {
+  let crc = 0;
+  for (let at = start; at < end; ) {
+    const part = block.subarray(0, Math.min(block.length, end - at));
+    if (readFully(fd, part, at) < part.length) {
+      return undefined;
+    }
+    crc = crc32(part, crc);
+    if (copyFd !== undefined) {
+      writeFully(copyFd, part, at);
+    }
+    at += part.length;
+  }
+  return crc;
+}
+
+/** What an unfinished download holds, for status and `gc`. */
+export interface PartialState {
+  readonly name: string;
+  readonly destination: string;
+  readonly sizeBytes: number;
+  readonly doneBytes: number;
+  /** Without credentials. */
+  readonly source: string;
+  readonly updatedAt: Date;
+  /** What it takes on the disk by now: reserved space counts too. */
+  readonly allocatedBytes: number;
+  readonly path: string;
+}
+
+function summarise(path: string): PartialState | undefined {
+  const journal = readJournal(path);
+  if (journal === undefined) {
+    return undefined;
+  }
+  const { header, chunks } = journal;
+  const doneBytes = [...chunks.keys()].reduce(
+    (sum, index) => sum + Math.min(header.chunk, header.sizeBytes - index * header.chunk),
+    0,
+  );
+  return {
+    name: header.name,
+    destination: header.destination,
+    sizeBytes: header.sizeBytes,
+    doneBytes,
+    source: header.url,
+    updatedAt: statSync(join(path, "journal")).mtime,
+    allocatedBytes: allocatedBytes(join(path, "data")),
+    path,
+  };
+}
+
+function allocatedBytes(path: string): number {
+  const blocks = statSync(path, { throwIfNoEntry: false })?.blocks ?? 0;
+  return blocks * STAT_BLOCK_BYTES;
+}
+
+function subfolders(path: string): string[] {
+  try {
+    return readdirSync(path, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => join(path, entry.name));
+  } catch {
+    return [];
+  }
+}
+
+/** The unfinished downloads below the given models roots (or `.cog-partial` folders). */
+export function listPartials(roots: readonly string[]): PartialState[] {
+  return roots
+    .map((root) => (basename(root) === PARTIAL_FOLDER ? root : join(root, PARTIAL_FOLDER)))
+    .flatMap(subfolders)
+    .flatMap(subfolders)
+    .map(summarise)
+    .filter((state) => state !== undefined);
+}
+
+/** What is there of one destination; undefined when nothing is. */
+export function partialState(
+  destination: string,
+  roots: readonly string[],
+): PartialState | undefined {
+  return listPartials(roots)
+    .filter((state) => state.destination === destination)
+    .toSorted((one, other) => other.doneBytes - one.doneBytes)[0];
+}
+
+/** Removes unfinished downloads that nobody works on and nobody touched for `olderThanMs`. Returns what it removed. */
+export function removePartials(roots: readonly string[], olderThanMs: number): PartialState[] {
+  return listPartials(roots).filter((state) => {
+    if (Date.now() - state.updatedAt.getTime() < olderThanMs) {
+      return false;
+    }
+    const claim = claimAttempt(state.path, join(state.path, ".."));
+    if (claim === undefined || claim === "alive") {
+      return false;
+    }
+    closeSync(claim.lockFd);
+    rmSync(claim.path, { recursive: true, force: true });
+    removeIfEmpty(join(state.path, ".."));
+    return true;
+  });
+}
+
+function removeIfEmpty(path: string): void {
+  try {
+    rmdirSync(path);
+  } catch {
+    // Not empty, or gone already: both are fine.
+  }
+}

@@ -1,0 +1,332 @@
+/**
+ * What an installation will do, before it does anything: what is there already, what is fetched once for several
+ * places, how many bytes, how much disk at the worst moment, and whether that fits. Making a plan is pure; its facts
+ * are gathered by {@link gatherFacts}.
+ */
+import { existsSync } from "node:fs";
+import { basename, join } from "node:path";
+import { inspect } from "../models/header.ts";
+import { DownloadError, WeightError } from "../platform/errors.ts";
+import { fileAt, freeSpace } from "../platform/files.ts";
+import { formatSize } from "../platform/size.ts";
+import { partialState } from "./journal.ts";
+import type { InstallJob, Plan } from "./plan-types.ts";
+import { looksLikeArchive, sourceLabel } from "./sources.ts";
+
+/** What a source said of itself, as far as the plan cares. */
+export interface SourceFacts {
+  readonly sizeBytes: number | undefined;
+}
+
+export interface FileSystemFacts {
+  readonly device: number;
+  /** A folder on it, for people. */
+  readonly path: string;
+  readonly freeBytes: number;
+  readonly totalBytes: number;
+}
+
+/** What is known of one job's destination. */
+export interface DestinationFacts {
+  /** Absolute path of the file (or folder) that makes the job unnecessary. */
+  readonly present: string | undefined;
+  readonly presentBytes: number;
+  readonly device: number;
+  /** Of an earlier attempt. */
+  readonly resumedBytes: number;
+  readonly allocatedBytes: number;
+}
+
+export interface PlanFacts {
+  readonly destinations: ReadonlyMap<string, DestinationFacts>;
+  readonly sources: ReadonlyMap<InstallJob, SourceFacts>;
+  readonly fileSystems: readonly FileSystemFacts[];
+}
+
+export interface PlanLimits {
+  /** `WEIGHTS_MIN_FREE_BYTES`; 10 GB or a tenth of the disk unless given. */
+  readonly minFreeBytes?: number | undefined;
+  /** `WEIGHTS_REQUEST_MAX_BYTES`, for what a request asks for. */
+  readonly maxBytes?: number | undefined;
+}
+
+export interface PlanStep {
+  readonly job: InstallJob;
+  readonly action: "present" | "fetch" | "copy";
+  /** Where it lies already. */
+  readonly file?: string;
+  /** The job whose file is linked or copied, because it has the same SHA-256. */
+  readonly from?: InstallJob;
+  /** Of the download; undefined when nobody knows. */
+  readonly bytes: number | undefined;
+  readonly resumedBytes: number;
+  readonly isArchive: boolean;
+}
+
+export interface FileSystemNeed extends FileSystemFacts {
+  /** More than now, at the worst moment. */
+  readonly peakBytes: number;
+  readonly reserveBytes: number;
+  readonly fits: boolean;
+}
+
+export interface InstallPlan extends Plan {
+  readonly steps: readonly PlanStep[];
+  /** Of {@link Plan.totalBytes}, what earlier attempts left on disk. */
+  readonly resumedBytes: number;
+  readonly fileSystems: readonly FileSystemNeed[];
+  readonly limits: PlanLimits;
+}
+
+const DEFAULT_MIN_FREE_BYTES = 10e9;
+const DEFAULT_MIN_FREE_SHARE = 0.1;
+/** Archives that are unpacked at the same time, and so lie twice on the disk. */
+const ARCHIVES_AT_ONCE = 3;
+
+/** Decides what to do. Later jobs for a destination that an earlier one serves are dropped. */
+export function makePlan(
+  jobs: readonly InstallJob[],
+  facts: PlanFacts,
+  limits: PlanLimits = {},
+): InstallPlan {
+  const steps: PlanStep[] = [];
+  const byHash = new Map<string, InstallJob>();
+  for (const job of distinct(jobs)) {
+    const step = planStep(job, facts, byHash);
+    steps.push(step);
+    if (step.action !== "copy" && job.sha256 !== undefined && job.unpack === undefined) {
+      byHash.set(job.sha256.toLowerCase(), job);
+    }
+  }
+  const fetched = steps.filter((step) => step.action === "fetch");
+  return {
+    steps,
+    jobs: steps.filter((step) => step.action !== "present").map((step) => step.job),
+    totalBytes: fetched.reduce((sum, step) => sum + (step.bytes ?? 0), 0),
+    resumedBytes: fetched.reduce((sum, step) => sum + step.resumedBytes, 0),
+    unsized: fetched.filter((step) => step.bytes === undefined).map((step) => step.job),
+    fileSystems: facts.fileSystems.map((disk) => needOf(disk, steps, facts, limits)),
+    limits,
+  };
+}
+
+/** The identity of a job: where it ends up. Two files out of one archive are two jobs. */
+export function jobKey(job: InstallJob): string {
+  return job.unpack === undefined ? job.destination : join(job.destination, memberName(job));
+}
+
+/** What to look for inside a job's archive. */
+export function memberName(job: InstallJob): string {
+  return job.member ?? basename(job.name);
+}
+
+function distinct(jobs: readonly InstallJob[]): InstallJob[] {
+  const seen = new Map<string, InstallJob>();
+  for (const job of jobs) {
+    const key = jobKey(job);
+    const known = seen.get(key);
+    if (known === undefined) {
+      seen.set(key, job);
+    } else if (
+      known.sha256 !== undefined &&
+      job.sha256 !== undefined &&
+      known.sha256.toLowerCase() !== job.sha256.toLowerCase()
+    ) {
+      throw new WeightError(
+        "CONFLICT",
+        `${known.name} and ${job.name} are different files for one place, ${key}`,
+        { hint: "Give one of them another name or category in the manifest." },
+      );
+    }
+  }
+  return [...seen.values()];
+}
+
+function planStep(
+  job: InstallJob,
+  facts: PlanFacts,
+  byHash: ReadonlyMap<string, InstallJob>,
+): PlanStep {
+  const there = facts.destinations.get(jobKey(job));
+  const isArchive = job.unpack !== undefined || job.sources.every(looksLikeArchive);
+  if (there?.present !== undefined) {
+    const { present: file, presentBytes: bytes } = there;
+    return { job, action: "present", file, bytes, resumedBytes: 0, isArchive };
+  }
+  const twin = job.sha256 === undefined ? undefined : byHash.get(job.sha256.toLowerCase());
+  if (twin !== undefined && !isArchive) {
+    return { job, action: "copy", from: twin, bytes: job.sizeBytes, resumedBytes: 0, isArchive };
+  }
+  const bytes = facts.sources.get(job)?.sizeBytes ?? job.sizeBytes;
+  const resumedBytes = Math.min(there?.resumedBytes ?? 0, bytes ?? 0);
+  return { job, action: "fetch", bytes, resumedBytes, isArchive };
+}
+
+function needOf(
+  disk: FileSystemFacts,
+  steps: readonly PlanStep[],
+  facts: PlanFacts,
+  limits: PlanLimits,
+): FileSystemNeed {
+  let peakBytes = 0;
+  const archives: number[] = [];
+  for (const step of steps) {
+    const there = facts.destinations.get(jobKey(step.job));
+    if (step.action === "present" || there?.device !== disk.device) {
+      continue;
+    }
+    const bytes = step.bytes ?? 0;
+    if (step.isArchive) {
+      // The tar lies there until its content is published; its content is about as long.
+      archives.push(Math.max(0, bytes - there.allocatedBytes));
+      peakBytes += step.job.sizeBytes ?? bytes;
+    } else {
+      peakBytes += Math.max(0, bytes - there.allocatedBytes);
+    }
+  }
+  archives.sort((one, other) => other - one);
+  peakBytes += archives.slice(0, ARCHIVES_AT_ONCE).reduce((sum, bytes) => sum + bytes, 0);
+  const reserveBytes =
+    limits.minFreeBytes ??
+    Math.min(DEFAULT_MIN_FREE_BYTES, Math.floor(disk.totalBytes * DEFAULT_MIN_FREE_SHARE));
+  // A plan that brings nothing here fits, however full the disk is.
+  const fits = peakBytes === 0 || disk.freeBytes - peakBytes >= reserveBytes;
+  return { ...disk, peakBytes, reserveBytes, fits };
+}
+
+/** Looks at the disk: what is there, what is half there, what is free. */
+export function gatherFacts(
+  jobs: readonly InstallJob[],
+  roots: readonly string[],
+  sources: ReadonlyMap<InstallJob, SourceFacts> = new Map(),
+): PlanFacts {
+  const destinations = new Map<string, DestinationFacts>();
+  const fileSystems = new Map<number, FileSystemFacts>();
+  for (const job of jobs) {
+    const { device, freeBytes, totalBytes } = freeSpace(job.destination);
+    if (!fileSystems.has(device)) {
+      fileSystems.set(device, { device, freeBytes, totalBytes, path: job.destination });
+    }
+    const file = presentFile(job);
+    const partial = partialState(jobKey(job), roots);
+    destinations.set(jobKey(job), {
+      device,
+      present: file,
+      presentBytes: file === undefined ? 0 : (fileAt(file)?.size ?? 0),
+      resumedBytes: partial?.doneBytes ?? 0,
+      allocatedBytes: partial?.allocatedBytes ?? 0,
+    });
+  }
+  return { destinations, sources, fileSystems: [...fileSystems.values()] };
+}
+
+/** The usable file (or folder) that a job would bring; undefined when there is none or it is broken. */
+export function presentFile(job: InstallJob): string | undefined {
+  const path = jobKey(job);
+  const there = fileAt(path);
+  if (there === undefined) {
+    return undefined;
+  }
+  if (there.isDirectory()) {
+    return job.unpack === undefined ? undefined : path;
+  }
+  return inspect(path, { expectedSize: job.sizeBytes }).ok ? path : undefined;
+}
+
+/** True when something that is no usable weight lies where the job's file belongs. */
+export function isBlocked(job: InstallJob): boolean {
+  return presentFile(job) === undefined && existsSync(jobKey(job));
+}
+
+/** Facts and plan in one step, without asking any server: sizes are those the manifests know. */
+export function planInstall(
+  jobs: readonly InstallJob[],
+  options: PlanLimits & { readonly roots?: readonly string[] } = {},
+): Promise<InstallPlan> {
+  return Promise.resolve(makePlan(jobs, gatherFacts(jobs, options.roots ?? []), options));
+}
+
+/**
+ * @throws DownloadError NO_SPACE with need and have of every disk that is too small; WeightError DOWNLOAD_REFUSED when a
+ * request asks for more than it may
+ */
+export function requireFits(plan: InstallPlan): void {
+  const { maxBytes } = plan.limits;
+  if (maxBytes !== undefined && plan.totalBytes > maxBytes) {
+    throw new WeightError(
+      "DOWNLOAD_REFUSED",
+      `This request would download ${formatSize(plan.totalBytes)}, and one may download ${formatSize(maxBytes)}`,
+      {
+        hint: "Have the operator install these weights beforehand (`weights pull`), or raise WEIGHTS_REQUEST_MAX_BYTES.",
+        details: { bytes: plan.totalBytes, maxBytes },
+      },
+    );
+  }
+  const [unsized] = plan.unsized;
+  if (maxBytes !== undefined && unsized !== undefined) {
+    throw new WeightError(
+      "DOWNLOAD_REFUSED",
+      `Nobody says how long ${unsized.name} is, and a request may download at most ${formatSize(maxBytes)}`,
+      { hint: "Use an address whose server states the length." },
+    );
+  }
+  const tooSmall = plan.fileSystems.filter((disk) => !disk.fits);
+  if (tooSmall.length > 0) {
+    throw new DownloadError(
+      "NO_SPACE",
+      `The disk is too small. ${tooSmall.map(spaceText).join(" ")}`,
+      {
+        hint: "Free space, or point COMFYUI_MODELS_DIR at a larger disk; WEIGHTS_MIN_FREE_BYTES says how much must stay free.",
+        details: {
+          disks: tooSmall.map(({ path, peakBytes, freeBytes, reserveBytes }) => ({
+            path,
+            needBytes: peakBytes,
+            freeBytes,
+            reserveBytes,
+          })),
+        },
+      },
+    );
+  }
+}
+
+function spaceText(disk: FileSystemNeed): string {
+  return `At ${disk.path}: ${formatSize(disk.peakBytes)} are needed and ${formatSize(disk.reserveBytes)} must stay free, ${formatSize(disk.freeBytes)} are.`;
+}
+
+/** The plan as people read it. */
+export function describePlan(plan: InstallPlan): string {
+  const lines = plan.steps.map((step) => `  ${stepText(step)}`);
+  const resumed =
+    plan.resumedBytes === 0 ? "" : `, ${formatSize(plan.resumedBytes)} of it are there from before`;
+  const unsized = plan.unsized.length === 0 ? "" : `, and ${plan.unsized.length} of unknown size`;
+  lines.push(`To download: ${formatSize(plan.totalBytes)}${resumed}${unsized}.`);
+  for (const disk of plan.fileSystems.filter(({ peakBytes }) => peakBytes > 0)) {
+    const verdict = disk.fits ? "fits" : "does not fit";
+    lines.push(
+      `Disk at ${disk.path}: ${formatSize(disk.peakBytes)} at the worst moment, ${formatSize(disk.freeBytes)} free, ${formatSize(disk.reserveBytes)} kept free: ${verdict}.`,
+    );
+  }
+  return lines.join("\n");
+}
+
+function stepText(step: PlanStep): string {
+  const size = step.bytes === undefined ? "size unknown" : formatSize(step.bytes);
+  const { job } = step;
+  switch (step.action) {
+    case "present":
+      return `${job.name}: there already (${size})`;
+    case "copy":
+      return `${job.name}: same file as ${step.from?.name ?? "another"} (${size}), fetched once`;
+    case "fetch": {
+      const [first, ...mirrors] = job.sources;
+      const source = first === undefined ? "nowhere" : sourceLabel(first);
+      const more =
+        mirrors.length === 0
+          ? ""
+          : `, ${mirrors.length} more source${mirrors.length === 1 ? "" : "s"}`;
+      const unpack = step.isArchive ? ", unpacked on the way" : "";
+      return `${job.name}: ${size} from ${source}${more}${unpack}`;
+    }
+  }
+}
