@@ -35,6 +35,16 @@ const LONGEST_DEFAULT = 160;
 /** Lists shorter than this cost less in place than a reference does. */
 const SHORTEST_SHARED_LIST = 4;
 
+/** Classes that ComfyUI's page (1.49) names otherwise than its server: the page has a table of its own. */
+const PAGE_NAMES: Readonly<Record<string, string>> = {
+  ByteDance2ReferenceNode: "ByteDance Seedance 2.5 Reference to Video",
+  ByteDanceSeedreamNodeV2: "ByteDance Seedream 4.5 & 5.0",
+  IdeogramPImage: "Ideogram P-Image",
+  LTXVConcatAVLatent: "LTXVConcatAVLatent",
+  LTXVSeparateAVLatent: "LTXVSeparateAVLatent",
+  TopazImageEnhance: "Topaz Image Enhance",
+};
+
 const isRecord = (value: Json | undefined): value is JsonRecord =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
@@ -117,7 +127,7 @@ function compactOption(key: string, value: Json, table: ListTable): Json {
 }
 
 function compactNode(classType: string, node: JsonRecord, table: ListTable): JsonRecord {
-  const displayName = node["display_name"];
+  const displayName = PAGE_NAMES[classType] ?? node["display_name"];
   const names = JSON.stringify(node["output_name"]);
   return {
     ...(typeof displayName === "string" && displayName !== classType

@@ -1,20 +1,301 @@
-/** UI workflow → API graph, equal to what ComfyUI's own page posts. */
+/**
+ * UI workflow → API graph, equal to what ComfyUI's own page posts for the file. The rules are those of the page's
+ * `graphToPrompt`; where the page is wrong on purpose of nobody, we are wrong with it: ids are what errors name.
+ */
 import { InputError } from "../platform/errors.ts";
-import type { JsonObject } from "../platform/json.ts";
-import type { NodeDefinitions } from "./definitions.ts";
-import type { Graph, ModelHint, NodePack } from "./graph.ts";
+import type { JsonObject, JsonValue } from "../platform/json.ts";
+import type { NodeDefinition } from "./definitions.ts";
+import { NodeDefinitions } from "./definitions.ts";
+import { clip, listNames } from "./describe.ts";
+import type { Graph, GraphNode } from "./graph.ts";
+import { linkOf } from "./graph.ts";
+import { record } from "./graph-read.ts";
+import type { Level } from "./levels.ts";
+import { buildLevels, isOff, widgetKey } from "./levels.ts";
+import type { LinkContext, Slot, Source } from "./links.ts";
+import { resolveLink } from "./links.ts";
+import type { TextRuleOptions } from "./text-rules.ts";
+import { applyDynamicPrompt, COMPLETED_PREFIX_CLASSES, completeFilename } from "./text-rules.ts";
+import type { UiFacts } from "./ui-facts.ts";
+import { collectFacts, packOf } from "./ui-facts.ts";
+import type { UiDocument, UiNode } from "./ui-schema.ts";
+import { BYPASSED, MUTED, readUiDocument } from "./ui-schema.ts";
+import { isVirtual } from "./virtual-nodes.ts";
+import type { Widget } from "./widgets.ts";
+import { isWidget, readUnknownWidgets, readWidgets } from "./widgets.ts";
 
-export interface Converted {
+export interface Converted extends UiFacts {
   readonly graph: Graph;
+  /** Titles of the subgraphs a node lies in, by node id. */
   readonly subgraphs: Readonly<Record<string, readonly string[]>>;
-  readonly models: readonly ModelHint[];
-  readonly packs: Readonly<Record<string, NodePack>>;
+  /** What was left out or decided, for people. */
+  readonly notes: readonly string[];
 }
 
+export type ConvertOptions = Partial<TextRuleOptions>;
+
+/** Converts a UI document. Throws one `InputError` that lists every node whose widgets can't be named. */
 export function convertUi(
-  _document: JsonObject,
-  _definitions: NodeDefinitions,
-  _notes: string[],
+  document: JsonObject,
+  definitions: NodeDefinitions,
+  options: ConvertOptions = {},
 ): Converted {
-  throw new InputError("WORKFLOW_INVALID", "UI workflows can't be converted yet.");
+  // A class that this engine lacks is still told apart by the table; that it can't run is for others to say.
+  const lookUp = (classType: string) =>
+    definitions.get(classType) ?? NodeDefinitions.core().get(classType);
+  const conversion = new Conversion(readUiDocument(document), lookUp, {
+    random: options.random ?? Math.random,
+    now: options.now ?? (() => new Date()),
+  });
+  return { ...conversion.run(), ...collectFacts(document) };
+}
+
+type DefinitionLookup = (classType: string) => NodeDefinition | undefined;
+
+/** A node of a class nobody knows, whose file doesn't name its widgets. */
+interface UnknownNode {
+  readonly nodeId: string;
+  readonly classType: string;
+  readonly pack: string | undefined;
+  readonly version: string | undefined;
+}
+
+class Conversion {
+  readonly #document: UiDocument;
+  readonly #definition: DefinitionLookup;
+  readonly #options: TextRuleOptions;
+  readonly #context: LinkContext;
+  /** Widgets by level prefix and node id: read once, asked for by links and file names too. */
+  readonly #widgets = new Map<string, readonly Widget[] | undefined>();
+  readonly #unknown: UnknownNode[] = [];
+  readonly #notes: string[] = [];
+
+  constructor(document: UiDocument, definition: DefinitionLookup, options: TextRuleOptions) {
+    this.#document = document;
+    this.#definition = definition;
+    this.#options = options;
+    this.#context = {
+      document,
+      widgetValue: (level, node, widget) =>
+        this.#widgetsOf(level, node)?.find(({ name }) => name === widget)?.value,
+      slots: (node) => slotsOf(node, definition(node.type)),
+    };
+  }
+
+  run(): Omit<Converted, keyof UiFacts> {
+    const nodes: [string, GraphNode][] = [];
+    const subgraphs: [string, readonly string[]][] = [];
+    const root = buildLevels(this.#document);
+    for (const { level, node } of emitted(root, this.#definition)) {
+      if (this.#isLoose(level, node)) {
+        continue;
+      }
+      const id = level.prefix + node.id;
+      nodes.push([id, this.#convertNode(root, level, node)]);
+      if (level.titles.length > 0) {
+        subgraphs.push([id, level.titles]);
+      }
+    }
+    if (this.#unknown.length > 0) {
+      throw unknownNodes(this.#unknown);
+    }
+    this.#notes.push(...notesOnSwitchedOff(root));
+    return {
+      graph: withoutDeadLinks(nodes),
+      subgraphs: record(subgraphs),
+      notes: this.#notes,
+    };
+  }
+
+  /** True for a node of an unknown class that is wired to nothing: a label or a switch of the page, in all likelihood. */
+  #isLoose(level: Level, node: UiNode): boolean {
+    if (this.#definition(node.type) !== undefined || isWired(level, node)) {
+      return false;
+    }
+    this.#notes.push(
+      `Node ${level.prefix}${node.id} is left out: it is wired to nothing, and its class '${clip(node.type)}' is unknown.`,
+    );
+    return true;
+  }
+
+  #convertNode(root: Level, level: Level, node: UiNode): GraphNode {
+    const definition = this.#definition(node.type);
+    const widgets = this.#widgetsOf(level, node);
+    if (widgets === undefined) {
+      const pack = packOf(node.properties);
+      const nodeId = level.prefix + node.id;
+      const source = { pack: pack?.auxId ?? pack?.cnrId, version: pack?.version };
+      this.#unknown.push({ nodeId, classType: node.type, ...source });
+    }
+    const inputs = new Map<string, JsonValue>();
+    for (const widget of widgets ?? []) {
+      inputs.set(widget.name, this.#promptValue(root, node, widget));
+    }
+    for (const input of node.inputs) {
+      const start = input.link === undefined ? undefined : { level, linkId: input.link };
+      const source = start && resolveLink(this.#context, start, input.type);
+      if (source !== undefined) {
+        inputs.set(input.name, sourceValue(source));
+      }
+    }
+    return {
+      class_type: node.type,
+      inputs: record(inputs),
+      _meta: { title: node.title ?? definition?.displayName ?? node.type },
+    };
+  }
+
+  #widgetsOf(level: Level, node: UiNode): readonly Widget[] | undefined {
+    const key = level.prefix + node.id;
+    if (!this.#widgets.has(key)) {
+      this.#widgets.set(key, this.#readWidgets(level, node));
+    }
+    return this.#widgets.get(key);
+  }
+
+  #readWidgets(level: Level, node: UiNode): readonly Widget[] | undefined {
+    const definition = this.#definition(node.type);
+    const isSet = (name: string) => level.values.get(widgetKey(node.id, name));
+    return definition === undefined
+      ? readUnknownWidgets(node, isSet)
+      : readWidgets(definition, node.values, isSet);
+  }
+
+  #promptValue(root: Level, node: UiNode, { name, value, definition }: Widget): JsonValue {
+    if (typeof value === "string") {
+      if (definition?.dynamicPrompts === true) {
+        return applyDynamicPrompt(value, this.#options.random);
+      }
+      if (name === "filename_prefix" && COMPLETED_PREFIX_CLASSES.has(node.type)) {
+        const lookUp = (title: string, widget: string) => this.#lookUp(root, title, widget);
+        return completeFilename(value, lookUp, this.#options.now);
+      }
+    }
+    return wrapped(value, definition?.type);
+  }
+
+  /** A widget by its node's class name as the page keeps it, else by its title. */
+  #lookUp(root: Level, title: string, widget: string): JsonValue | undefined {
+    const all = [...everyNode(root)];
+    const found =
+      all.find(({ node }) => node.properties["Node name for S&R"] === title) ??
+      all.find(({ node }) => this.#titleOf(node) === title);
+    return found && this.#context.widgetValue(found.level, found.node, widget);
+  }
+
+  #titleOf(node: UiNode): string {
+    return node.title ?? this.#definition(node.type)?.displayName ?? node.type;
+  }
+}
+
+interface PlacedNode {
+  readonly level: Level;
+  readonly node: UiNode;
+}
+
+/** Every node of every level, those inside an instance behind it. Levels are few and bounded in depth. */
+function* everyNode(level: Level): Generator<PlacedNode> {
+  for (const node of level.scope.nodes.values()) {
+    yield { level, node };
+    const child = level.children.get(node.id);
+    if (child !== undefined) {
+      yield* everyNode(child);
+    }
+  }
+}
+
+/**
+ * The nodes that the page sends. It sends what is inside a container that is switched off within another subgraph,
+ * though nothing needs it; output nodes in there are left out here, for they would run, or fail, against the user's wish.
+ */
+function* emitted(root: Level, definition: DefinitionLookup): Generator<PlacedNode> {
+  for (const { level, node } of everyNode(root)) {
+    const isSent = !level.isHidden && !isOff(node) && !isVirtual(node);
+    const isUnwanted = !level.isActive && definition(node.type)?.isOutput !== false;
+    if (isSent && !isUnwanted && !level.children.has(node.id)) {
+      yield { level, node };
+    }
+  }
+}
+
+function isWired(level: Level, node: UiNode): boolean {
+  return (
+    node.inputs.some((input) => input.link !== undefined) ||
+    [...level.scope.links.values()].some((link) => link.origin === node.id)
+  );
+}
+
+function notesOnSwitchedOff(root: Level): string[] {
+  const modes = [...everyNode(root)].map(({ node }) => node.mode);
+  const muted = modes.filter((mode) => mode === MUTED).length;
+  const bypassed = modes.filter((mode) => mode === BYPASSED).length;
+  const count = (number: number, what: string) =>
+    number === 0 ? [] : [`${number} ${what} ${number === 1 ? "node is" : "nodes are"} left out.`];
+  return [...count(muted, "muted"), ...count(bypassed, "bypassed")];
+}
+
+function sourceValue(source: Source): JsonValue {
+  return source.kind === "node" ? [source.id, source.slot] : wrapped(source.value, undefined);
+}
+
+/** A bare list would be taken for a link: ComfyUI's server wants it wrapped. */
+function wrapped(value: JsonValue, type: string | undefined): JsonValue {
+  if (!Array.isArray(value)) {
+    return rounded(value);
+  }
+  return type === "CURVE" ? { __type__: "CURVE", __value__: value } : { __value__: value };
+}
+
+/** The page is JavaScript: an integer beyond 2^53 reaches the server as the nearest number it has. */
+function rounded(value: JsonValue): JsonValue {
+  return typeof value === "bigint" ? Number(value) : value;
+}
+
+/** Input slots in the page's order: sockets of the definition, its widgets, then what only the file has. */
+function slotsOf(node: UiNode, definition: NodeDefinition | undefined): readonly Slot[] {
+  if (definition === undefined) {
+    return node.inputs;
+  }
+  const declared = definition.inputs.filter((input) => input.group === undefined);
+  const names = new Set(declared.map(({ name }) => name));
+  const ordered = [...declared.filter((input) => !isWidget(input)), ...declared.filter(isWidget)];
+  return [
+    ...ordered.map(
+      ({ name, type }) =>
+        node.inputs.find((input) => input.name === name) ?? { name, type, link: undefined },
+    ),
+    ...node.inputs.filter((input) => !names.has(input.name)),
+  ];
+}
+
+/** A link to a node that isn't sent would be refused by the server. */
+function withoutDeadLinks(nodes: readonly (readonly [string, GraphNode])[]): Graph {
+  const ids = new Set(nodes.map(([id]) => id));
+  const isAlive = ([, value]: [string, JsonValue]) => {
+    const link = linkOf(value);
+    return link === undefined || ids.has(link.nodeId);
+  };
+  return record(
+    nodes.map(([id, node]) => {
+      const entries = Object.entries(node.inputs);
+      return [
+        id,
+        entries.every(isAlive) ? node : { ...node, inputs: record(entries.filter(isAlive)) },
+      ];
+    }),
+  );
+}
+
+function unknownNodes(unknown: readonly UnknownNode[]): InputError {
+  const classes = [...new Set(unknown.map(({ classType }) => classType))];
+  const packs = [...new Set(unknown.flatMap(({ pack }) => pack ?? []))];
+  const source = packs.length === 0 ? "" : ` (from ${packs.join(", ")})`;
+  return new InputError(
+    "WORKFLOW_INVALID",
+    `The workflow has nodes whose values can't be named without their node pack: ${listNames(classes)}${source}.`,
+    {
+      hint: "Install the node packs, or export the workflow with Export (API) where they are installed.",
+      details: { unknown_nodes: unknown.map((node) => ({ ...node })) },
+    },
+  );
 }

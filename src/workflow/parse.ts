@@ -2,6 +2,7 @@
  * Whatever the user gave as a workflow → a {@link Workflow}: formats told apart, wrappers opened, pictures searched,
  * UI files converted. Pure: no network, no disk but the table of node definitions. Throws only `InputError`.
  */
+import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { checkLinks, readApiGraph } from "./api-graph.ts";
 import { convertUi } from "./convert.ts";
@@ -72,7 +73,14 @@ function fromApi(found: Recognised, ui: JsonObject | undefined, notes: string[])
 }
 
 function fromUi(found: Recognised, definitions: NodeDefinitions, notes: string[]): Workflow {
-  const converted = convertUi(found.body, definitions, notes);
+  const converted = convertUi(found.body, definitions);
+  if (Object.keys(converted.graph).length === 0) {
+    throw new InputError("WORKFLOW_INVALID", "The workflow has no node that can run.", {
+      hint: "Notes, muted and bypassed nodes don't run: add some, or switch them on.",
+      details: { notes: converted.notes },
+    });
+  }
+  notes.push(...converted.notes);
   return {
     format: found.format,
     graph: converted.graph,
