@@ -15,8 +15,10 @@ export interface PredictionContext {
   /** The request's `context` member. */
   readonly context: Readonly<Record<string, string>>;
   /** Adds a line to the prediction's log. */
-  log(line: string): void;
+  log(line: string, source?: "stdout" | "stderr"): void;
   metric(name: string, value: unknown, mode?: MetricMode): void;
+  /** Tells event streams how far it is; changes no body. Absent where nobody could listen. */
+  progress?(state: Readonly<Record<string, string | number | boolean | null>>): void;
 }
 
 /** What setup may use. Lines logged here appear in `/health-check`'s setup log. */
