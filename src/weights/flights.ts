@@ -59,7 +59,9 @@ export class SharedFlights<T, P> {
         listener(progress);
       }
     };
-    const result = job(controller.signal, report).finally(() => {
+    // A turn later, so that whoever started it hears its first words too.
+    const started = Promise.resolve().then(() => job(controller.signal, report));
+    const result = started.finally(() => {
       if (this.#flights.get(key)?.controller === controller) {
         this.#flights.delete(key);
       }

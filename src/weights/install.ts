@@ -4,6 +4,7 @@
  */
 import { linkSync, rmSync } from "node:fs";
 import { basename, extname, join } from "node:path";
+import { inspect } from "../models/header.ts";
 import {
   AppError,
   CanceledError,
@@ -27,7 +28,7 @@ import { Credentials } from "./credentials.ts";
 import { download, identityOf } from "./download.ts";
 import { SharedFlights } from "./flights.ts";
 import { Frontier } from "./frontier.ts";
-import type { PartialFolder } from "./journal.ts";
+import type { ObjectIdentity, PartialFolder } from "./journal.ts";
 import { openPartial } from "./journal.ts";
 import { partialRootFor } from "./placing.ts";
 import type { InstallPlan, PlanStep, SourceFacts } from "./plan.ts";
@@ -44,6 +45,7 @@ import type { InstalledWeight, InstallJob, InstallProgress, WeightSource } from 
 import type { Representation } from "./probe.ts";
 import { probe } from "./probe.ts";
 import { ProgressReporter } from "./progress.ts";
+import type { Occupied } from "./publish.ts";
 import { conflict, publish, publishTree } from "./publish.ts";
 import { isOurs, remember } from "./records.ts";
 import type { S3Settings, SourceSettings } from "./sources.ts";
@@ -87,6 +89,23 @@ export interface InstallOptions {
   readonly maxBytes?: number | undefined;
   /** Replace broken files even where we did not install them. */
   readonly repair?: boolean | undefined;
+}
+
+export interface RawRequest {
+  readonly name: string;
+  readonly source: WeightSource;
+  /** The `.cog-partial` folder it grows in. */
+  readonly root: string;
+  readonly isKnown: (identity: ObjectIdentity) => boolean;
+}
+
+/** A downloaded file that was not published. */
+export interface RawFile {
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly identity: ObjectIdentity;
+  /** Call when done with it. */
+  remove(): void;
 }
 
 /** What a job needs while it is in flight. */
@@ -228,6 +247,43 @@ export class Installer {
 
   #partialRoot(job: InstallJob): string {
     return partialRootFor(jobKey(job), this.#options.modelsRoots);
+  }
+
+  /**
+   * Downloads one file and leaves it where it grew, for a caller that unpacks it. `isKnown` is asked with what the
+   * server says of the file; true means: don't fetch it.
+   */
+  async fetchRaw(request: RawRequest, options: InstallOptions = {}): Promise<RawFile | undefined> {
+    const { name, source, root, isKnown } = request;
+    const raw: InstallJob = {
+      name,
+      category: "",
+      destination: join(root, name),
+      sources: [source],
+    };
+    const road = this.#roadFor(options);
+    const signal = options.signal ?? new AbortController().signal;
+    const found = await this.#probe(raw, source, road, signal);
+    const identity = identityOf(found, statedSha256(source));
+    if (isKnown(identity)) {
+      return undefined;
+    }
+    const report = options.onProgress ?? (() => undefined);
+    const progress = new ProgressReporter(name, this.#tuning.progressIntervalMs, report);
+    const run = { job: raw, road, probes: new Map(), signal, progress, repair: false };
+    const folder = await this.#openFolder(run, found, false);
+    if (!("fd" in folder)) {
+      throw new DownloadError("CONFLICT", `${folder.file} is in the way of a download`);
+    }
+    progress.phase("downloading", found.sizeBytes);
+    try {
+      const context = this.#downloadContext(run, source, new Frontier(), signal);
+      const { path, sizeBytes } = await download(found, folder, { ...context, digest: false });
+      return { path, sizeBytes, identity, remove: () => folder.remove() };
+    } catch (error) {
+      folder[Symbol.dispose]();
+      throw error;
+    }
   }
 
   // --- probing -------------------------------------------------------------------------------------------------
@@ -386,21 +442,15 @@ export class Installer {
       try {
         return await this.#fromSource(run, next.source, !next.again);
       } catch (error) {
-        if (signal.aborted) {
-          throw new CanceledError("The download was called off", { cause: error });
-        }
-        if (!(error instanceof AppError) || FINAL_CODES.has(error.code)) {
-          throw error instanceof AppError ? named(job, error) : error;
-        }
-        this.#log.warn(`${job.name}: ${error.message}`, { source: sourceLabel(next.source) });
-        const stated = error.details["stated"] === true;
-        if (next.again && error.code === "SOURCE_CHANGED") {
+        const failure = surmountable(job, error, signal);
+        this.#log.warn(`${job.name}: ${failure.message}`, { source: sourceLabel(next.source) });
+        failures.push(failure);
+        if (next.again && failure.code === "SOURCE_CHANGED") {
           queue.unshift({ source: next.source, again: false });
-        } else if (next.again && error.code === "HASH_MISMATCH" && !stated) {
+        } else if (next.again && isWrongBytes(failure)) {
           // A mirror first; the same source again only after the others.
           queue.push({ source: next.source, again: false });
         }
-        failures.push(error);
       }
     }
     throw named(job, hashVerdict(failures) ?? combined(failures, "sources all fail"));
@@ -601,8 +651,9 @@ export class Installer {
       throw missingMember(job, files);
     }
     const tree = verifyTree(treePath, files, memberExpectation(member, job));
-    const isReplaceable = (path: string): boolean => run.repair || isOurs(root, path);
-    const { kept } = publishTree(tree, job.destination, isReplaceable);
+    const onOccupied = (path: string): Occupied =>
+      inspect(path).ok || !(run.repair || isOurs(root, path)) ? "keep" : "set_aside";
+    const { kept } = publishTree(tree, job.destination, onOccupied);
     for (const path of kept) {
       const size = files.find((file) => file.path === path)?.sizeBytes;
       if (fileAt(join(job.destination, path))?.size !== size) {
@@ -808,11 +859,28 @@ function named(job: InstallJob, error: AppError): AppError {
   });
 }
 
+/** True when the bytes were not what they should be, as opposed to the server saying so beforehand. */
+function isWrongBytes(failure: AppError): boolean {
+  return failure.code === "HASH_MISMATCH" && failure.details["stated"] !== true;
+}
+
+/** The failure, if another source may do better. @throws what no other source can help with */
+function surmountable(job: InstallJob, error: unknown, signal: AbortSignal): AppError {
+  if (signal.aborted) {
+    throw new CanceledError("The download was called off", { cause: error });
+  }
+  if (!(error instanceof AppError)) {
+    throw error;
+  }
+  if (FINAL_CODES.has(error.code)) {
+    throw named(job, error);
+  }
+  return error;
+}
+
 /** Twice the same wrong hash is a wrong expectation; two different ones a bad road. */
 function hashVerdict(failures: readonly AppError[]): AppError | undefined {
-  const wrong = failures.filter(
-    (failure) => failure.code === "HASH_MISMATCH" && failure.details["stated"] !== true,
-  );
+  const wrong = failures.filter(isWrongBytes);
   const last = wrong.at(-1);
   if (last === undefined || failures.at(-1) !== last) {
     return undefined;

@@ -4,6 +4,7 @@
  */
 import { chmodSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
+import type { UnpackedFile } from "../platform/archive.ts";
 import { AppError, DownloadError } from "../platform/errors.ts";
 import {
   copyFileBytes,
@@ -139,6 +140,9 @@ export interface PublishedTree {
   readonly kept: readonly string[];
 }
 
+/** What to do with a file that lies where one of the tree belongs. */
+export type Occupied = "keep" | "replace" | "set_aside";
+
 /**
  * Publishes unpacked files below `destination`: a folder that isn't there yet in one step, into one that is there
  * file by file.
@@ -146,7 +150,7 @@ export interface PublishedTree {
 export function publishTree(
   tree: VerifiedTree,
   destination: string,
-  isReplaceable: (path: string) => boolean = () => false,
+  onOccupied: (path: string, file: UnpackedFile) => Occupied = () => "keep",
 ): PublishedTree {
   if (!isVerifiedTree(tree)) {
     throw new DownloadError("INTERNAL", `${destination} was to be published unverified`);
@@ -156,7 +160,7 @@ export function publishTree(
   }
   const result: TreeRun["result"] = { published: [], kept: [] };
   makeFolder(destination);
-  publishChildren({ tree, destination, isReplaceable, result }, "");
+  publishChildren({ tree, destination, onOccupied, result }, "");
   syncFolder(destination);
   return result;
 }
@@ -164,7 +168,7 @@ export function publishTree(
 interface TreeRun {
   readonly tree: VerifiedTree;
   readonly destination: string;
-  readonly isReplaceable: (path: string) => boolean;
+  readonly onOccupied: (path: string, file: UnpackedFile) => Occupied;
   readonly result: { readonly published: string[]; readonly kept: string[] };
 }
 
@@ -218,13 +222,38 @@ function publishOne(run: TreeRun, path: string, from: string, to: string): void 
     run.result.published.push(path);
     return;
   }
-  const there = fileAt(to);
-  if (there?.isFile() === true && run.isReplaceable(to)) {
+  const file = run.tree.files.find((one) => one.path === path);
+  const isFile = fileAt(to)?.isFile() === true;
+  const verdict = file === undefined || !isFile ? "keep" : run.onOccupied(to, file);
+  if (verdict === "replace") {
+    replaceFile(from, to);
+    run.result.published.push(path);
+  } else if (verdict === "set_aside") {
     setAside(to);
     if (place(from, to)) {
       run.result.published.push(path);
-      return;
     }
+  } else {
+    run.result.kept.push(path);
   }
-  run.result.kept.push(path);
+}
+
+function replaceFile(from: string, to: string): void {
+  const near = join(dirname(to), `.${basename(to)}.cog-new`);
+  try {
+    copyOrMove(from, near);
+    renameSync(near, to);
+  } catch (error) {
+    throw fileError(error, to, "replace");
+  } finally {
+    rmSync(near, { force: true });
+  }
+}
+
+function copyOrMove(from: string, to: string): void {
+  try {
+    renameSync(from, to);
+  } catch {
+    copyFileBytes(from, to);
+  }
 }
