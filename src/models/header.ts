@@ -47,8 +47,19 @@ export const DEFECT_TEXT: Readonly<Record<Defect, string>> = {
 };
 
 export type Verdict =
-  | { readonly ok: true; readonly sizeBytes: number }
+  | {
+      readonly ok: true;
+      readonly sizeBytes: number;
+      /** True when the format itself proves that nothing is cut off. */
+      readonly complete: boolean;
+    }
   | { readonly ok: false; readonly defect: Defect; readonly sizeBytes: number };
+
+/** What the bytes of a file say. */
+interface Finding {
+  readonly defect?: Defect | undefined;
+  readonly complete?: boolean;
+}
 
 export interface InspectOptions {
   /** Size the weight is known to have. */
@@ -63,6 +74,8 @@ export interface InspectOptions {
 const MAX_HEADER_BYTES = 100_000_000;
 /** Enough for every magic, an LFS pointer's first line and the first tag of a web page. */
 const HEAD_BYTES = 512;
+/** The end of a zip file's directory is 22 bytes, behind it a comment that we allow to be short. */
+const ZIP_TAIL_BYTES = 1024;
 /** A file is forgotten, oldest first, beyond this many: more models than any disk of ours holds. */
 const MEMO_ENTRIES = 20_000;
 
@@ -163,35 +176,44 @@ function isOnnx(head: Uint8Array): boolean {
 
 const TORCH_ENDINGS = new Set([".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".torchscript"]);
 
-function inspectContent(fd: number, name: string, size: number): Defect | undefined {
+/** A zip file ends with its directory; a cut one does not. PyTorch writes no comment behind it. */
+function zipHasEnd(fd: number, size: number): boolean {
+  const tail = readAt(fd, Math.max(0, size - ZIP_TAIL_BYTES), ZIP_TAIL_BYTES);
+  return Buffer.from(tail.buffer, tail.byteOffset, tail.byteLength).includes("PK\u0005\u0006");
+}
+
+function inspectContent(fd: number, name: string, size: number): Finding {
   if (size === 0) {
-    return "empty";
+    return { defect: "empty" };
   }
   const head = readAt(fd, 0, Math.min(HEAD_BYTES, size));
   const found = impostor(head);
   if (found !== undefined) {
-    return found;
+    return { defect: found };
   }
   const ending = extensionOf(name);
   if (ending === ".safetensors" || ending === ".sft") {
-    return inspectSafetensors(fd, size, head);
+    return { defect: inspectSafetensors(fd, size, head), complete: true };
   }
   if (ending === ".gguf") {
-    return startsWith(head, "GGUF") ? undefined : "wrong_format";
+    return startsWith(head, "GGUF") ? {} : { defect: "wrong_format" };
   }
   if (ending === ".onnx") {
-    return isOnnx(head) ? undefined : "wrong_format";
+    return isOnnx(head) ? {} : { defect: "wrong_format" };
   }
-  if (TORCH_ENDINGS.has(ending)) {
-    // `.bin` holds other things too (tokenizers, OpenVINO); only what can't be a model at all is refused there.
-    return isTorch(head) || ending === ".bin" ? undefined : "wrong_format";
+  if (!TORCH_ENDINGS.has(ending)) {
+    return {};
   }
-  return undefined;
+  if (startsWith(head, "PK\u0003\u0004")) {
+    return zipHasEnd(fd, size) ? { complete: true } : { defect: "truncated" };
+  }
+  // `.bin` holds other things too (tokenizers, OpenVINO); only what can't be a model at all is refused there.
+  return isTorch(head) || ending === ".bin" ? {} : { defect: "wrong_format" };
 }
 
 /** Inspects files and remembers the answer by identity, so that an unchanged file costs one `stat`. */
 export class Inspector {
-  readonly #memo = new Map<string, Defect | null>();
+  readonly #memo = new Map<string, Finding>();
 
   /** Says whether the file can be the weight that its name promises. */
   inspect(path: string, options: InspectOptions = {}): Verdict {
@@ -203,12 +225,12 @@ export class Inspector {
     if (!stat.isFile()) {
       return { ok: false, defect: "not_a_file", sizeBytes };
     }
-    const defect = this.#content(path, stat, options.as ?? path);
+    const { defect, complete = false } = this.#content(path, stat, options.as ?? path);
     if (defect !== undefined) {
       return { ok: false, defect, sizeBytes };
     }
     return options.expectedSize === undefined || options.expectedSize === sizeBytes
-      ? { ok: true, sizeBytes }
+      ? { ok: true, sizeBytes, complete }
       : { ok: false, defect: "wrong_size", sizeBytes };
   }
 
@@ -217,36 +239,36 @@ export class Inspector {
     this.#memo.clear();
   }
 
-  #content(path: string, stat: BigIntStats, name: string): Defect | undefined {
+  #content(path: string, stat: BigIntStats, name: string): Finding {
     // The ending belongs to the key: two links of different endings may lead to one file.
     const key = `${stat.dev}:${stat.ino}:${stat.size}:${stat.mtimeNs}:${stat.ctimeNs}:${extensionOf(name)}`;
     const known = this.#memo.get(key);
     if (known !== undefined) {
-      return known ?? undefined;
+      return known;
     }
-    const defect = readDefect(path, name, Number(stat.size));
+    const finding = readFinding(path, name, Number(stat.size));
     if (this.#memo.size >= MEMO_ENTRIES) {
       const oldest = this.#memo.keys().next();
       if (oldest.done !== true) {
         this.#memo.delete(oldest.value);
       }
     }
-    this.#memo.set(key, defect ?? null);
-    return defect;
+    this.#memo.set(key, finding);
+    return finding;
   }
 }
 
-function readDefect(path: string, name: string, sizeBytes: number): Defect | undefined {
+function readFinding(path: string, name: string, sizeBytes: number): Finding {
   let fd: number;
   try {
     fd = openSync(path, "r");
   } catch {
-    return "unreadable";
+    return { defect: "unreadable" };
   }
   try {
     return inspectContent(fd, name, sizeBytes);
   } catch {
-    return "unreadable";
+    return { defect: "unreadable" };
   } finally {
     closeSync(fd);
   }

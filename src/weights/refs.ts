@@ -70,6 +70,8 @@ export interface PresentWeight {
   /** Absolute path ComfyUI will open. */
   readonly file: string;
   readonly sizeBytes: number;
+  /** The name ComfyUI lists it under, where the workflow spells it otherwise: the input is to be rewritten. */
+  readonly listedAs?: string;
 }
 
 /** Another file that may be the one meant. */
@@ -77,11 +79,15 @@ export interface NearMatch {
   readonly name: string;
   readonly category: string;
   readonly why: "case" | "separator" | "extension" | "subfolder" | "other_folder" | "spelling";
+  /** False for a name that only the manifest has. */
+  readonly onDisk?: boolean;
 }
 
 /** A weight that is not usable, with everything needed to tell a person how to fix it. */
 export interface MissingWeight {
   readonly ref: WeightRef;
+  /** Every input that wants it, `ref` included. */
+  readonly uses?: readonly WeightRef[];
   readonly state: "missing" | "broken";
   readonly defect?: Defect;
   /** The broken file. */
@@ -91,6 +97,8 @@ export interface MissingWeight {
   readonly near: readonly NearMatch[];
   /** What the manifests or the workflow know of it. */
   readonly known?: KnownWeight;
+  /** Why the known source may not be used by a request. */
+  readonly refused?: string;
 }
 
 /** What a manifest row or a hint says of a weight, for the report. */
@@ -99,6 +107,8 @@ export interface KnownWeight {
   readonly source: string;
   readonly origin: "lock" | "manifest" | "synonym" | "workflow" | "url";
   readonly sizeBytes?: number;
+  /** A rounded size, where the exact one isn't known. */
+  readonly approxBytes?: number;
   readonly license?: string;
   readonly nonCommercial?: boolean;
   readonly gated?: boolean;
@@ -110,4 +120,6 @@ export interface Validation {
   readonly missing: readonly MissingWeight[];
   readonly warnings: readonly MissingWeight[];
   readonly ignored: readonly WeightRef[];
+  /** Not found by us, but the running engine offers the name: its word counts. */
+  readonly listed?: readonly WeightRef[];
 }
