@@ -81,7 +81,8 @@ WORKDIR /opt/ComfyUI
 RUN git init -q . && git fetch -q --depth 1 "${COMFYUI_REPO}" "${COMFYUI_COMMIT}" \
   && git checkout -q FETCH_HEAD && rm -rf .git
 # These three are built for one another (CUDA 13.0: NVIDIA driver 580 or newer). For an older driver, give the
-# address that PyTorch's install page prints for your CUDA version.
+# address that PyTorch's install page prints for your CUDA version. ComfyUI's web page (0.5 GB) is left out: we
+# start it without one.
 ARG TORCH_VERSION=2.11.0
 ARG TORCHVISION_VERSION=0.26.0
 ARG TORCHAUDIO_VERSION=2.11.0
@@ -90,7 +91,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
   printf 'torch==%s\ntorchvision==%s\ntorchaudio==%s\n' "${TORCH_VERSION}" "${TORCHVISION_VERSION}" "${TORCHAUDIO_VERSION}" > constraints.txt \
   && python3 -m venv .venv \
   && .venv/bin/pip install --no-compile ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} -r constraints.txt \
-  && .venv/bin/pip install --no-compile -c constraints.txt -r requirements.txt
+  && grep -vE '^comfyui-(frontend-package|workflow-templates|embedded-docs)' requirements.txt > needed.txt \
+  && .venv/bin/pip install --no-compile -c constraints.txt -r needed.txt
 # NODES names a list of custom_nodes.json; the packs' own requirements must not move torch.
 ARG NODES=default
 COPY --from=bun --chmod=755 /usr/local/bin/bun /usr/local/bin/bun
