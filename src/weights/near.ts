@@ -105,7 +105,10 @@ export function nearMatches(
       (name): NearMatch => ({ name, category, why: "spelling" }),
     ),
   );
-  return (slips.length > 0 ? slips : inManifest(wanted, own, manifest)).slice(0, MAX_MATCHES);
+  return (slips.length > 0 ? slips : inManifest(ref.name, wanted, own, manifest)).slice(
+    0,
+    MAX_MATCHES,
+  );
 }
 
 function otherFolders(wanted: Name, own: readonly string[], folders: ModelFolders): NearMatch[] {
@@ -125,11 +128,12 @@ function otherFolders(wanted: Name, own: readonly string[], folders: ModelFolder
 }
 
 function inManifest(
+  spelled: string,
   wanted: Name,
   own: readonly string[],
   manifest: Manifest | undefined,
 ): NearMatch[] {
-  if (manifest === undefined || own.length === 0) {
+  if (manifest === undefined || own.length === 0 || manifest.find(spelled).length > 0) {
     return [];
   }
   const rows = manifest.weights.filter((row) => own.includes(row.category));

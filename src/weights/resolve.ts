@@ -222,7 +222,7 @@ function rowsFor(
 function rowsNamed(manifest: Manifest, name: string, ref: WeightRef): readonly ManifestWeight[] {
   if (ref.category === undefined) {
     const [category = "", ...rest] = name.split("/");
-    const inFolder = rest.length > 0 ? manifest.find(rest.join("/"), category) : [];
+    const inFolder = rest.length > 0 ? manifest.find(rest.join("/"), fileCategory(category)) : [];
     return inFolder.length > 0 ? inFolder : manifest.find(name);
   }
   // Prompts name embeddings and LoRAs without their ending.

@@ -270,7 +270,9 @@ class Validator {
       return missing;
     }
     const refused = resolution.kind === "refused" ? { refused: resolution.reason } : {};
-    return { ...missing, known: resolution.known, ...refused };
+    // With a source at hand, another name out of the manifest is no help.
+    const near = missing.near.filter((match) => match.onDisk !== false);
+    return { ...missing, near, known: resolution.known, ...refused };
   }
 
   #searched(ref: WeightRef): readonly string[] {
