@@ -96,6 +96,7 @@ async function bring(
 interface Connection {
   readonly segment: Segment;
   readonly controller: AbortController;
+  readonly startedAtMs: number;
   lastByteAtMs: number;
   bytes: number;
   /** Bytes per second over the last ticks. */
@@ -111,10 +112,12 @@ const RATE_SMOOTHING = 0.3;
 /** A request should last about this long: hides the round trip, keeps what a cut costs small. */
 const SPAN_SECONDS = 2;
 const MAX_SPAN_CHUNKS = 8;
-/** A sibling this many times faster makes a slow connection a sick one. */
+/** A file that has come this many times faster makes a slow connection a sick one. */
 const SICK_FACTOR = 8;
 /** Taking over less time than this is not worth a request. */
 const MIN_ETA_GAP_SECONDS = 0.3;
+/** The last connections get this part of the patience that the others get. */
+const LAST_HASTE = 10;
 const IDLE_POLL_MS = 50;
 /** A rise under this share of the rate is noise. */
 const RAMP_GAIN = 1.05;
@@ -142,6 +145,8 @@ class RangedDownload {
   #renewals = 0;
   #renewing: Promise<void> | undefined;
   #coveredAtFault = -1;
+  /** Of any one connection so far. */
+  #peakRate = 0;
   #faultAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(
@@ -333,6 +338,9 @@ class RangedDownload {
       );
     }
     this.#rangeFaults = 0;
+    // Short requests live between two ticks: their rate is only seen here.
+    const seconds = Math.max(1, performance.now() - connection.startedAtMs) / 1000;
+    this.#peakRate = Math.max(this.#peakRate, connection.bytes / seconds);
   }
 
   /** Writes what comes to where it belongs, up to the segment's end, which a thief may have moved. */
@@ -528,18 +536,21 @@ class RangedDownload {
     this.#staff();
   }
 
-  /** Ends connections that bring nothing, and those that crawl while the others run. */
+  /** Ends connections that bring nothing, and those that crawl although this file is known to come faster. */
   #endSick(now: number): void {
-    const { stallTimeoutMs, slowBytesPerSecond, slowWindowMs } = this.#context.tuning;
-    const best = Math.max(0, ...[...this.#connections].map((connection) => connection.rate));
+    const { stallTimeoutMs, slowWindowMs } = this.#context.tuning;
+    // With nothing else left to do, the last crawler holds up everything: less patience with it.
+    const patienceMs = this.#queue.pendingBytes > 0 ? slowWindowMs : slowWindowMs / LAST_HASTE;
     for (const connection of this.#connections) {
-      const slow = connection.rate < slowBytesPerSecond && best > connection.rate * SICK_FACTOR;
-      connection.slowSinceMs = slow ? (connection.slowSinceMs ?? now) : undefined;
+      this.#peakRate = Math.max(this.#peakRate, connection.rate);
+      connection.slowSinceMs = this.#isSlow(connection)
+        ? (connection.slowSinceMs ?? now)
+        : undefined;
       if (now - connection.lastByteAtMs > stallTimeoutMs) {
         connection.ended = "stalled";
       } else if (
         connection.slowSinceMs !== undefined &&
-        now - connection.slowSinceMs > slowWindowMs
+        now - connection.slowSinceMs > patienceMs
       ) {
         connection.ended = "slow";
       }
@@ -547,6 +558,14 @@ class RangedDownload {
         connection.controller.abort();
       }
     }
+  }
+
+  #isSlow({ rate, segment }: Connection): boolean {
+    const left = segment.end - segment.next;
+    const isLong = left > rate * SPAN_SECONDS;
+    const isSick = this.#peakRate > rate * SICK_FACTOR;
+    const isCrawling = rate < this.#context.tuning.slowBytesPerSecond;
+    return isLong && isSick && (isCrawling || this.#queue.pendingBytes === 0);
   }
 }
 
@@ -594,6 +613,7 @@ function newConnection(segment: Segment): Connection {
   return {
     segment,
     controller: new AbortController(),
+    startedAtMs: now,
     lastByteAtMs: now,
     bytes: 0,
     rate: 0,
