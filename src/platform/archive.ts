@@ -463,7 +463,8 @@ async function takeEntry(
   body: AsyncIterable<unknown> & { resume(): unknown },
 ): Promise<void> {
   const path = unpacking.place(header.name);
-  const type = header.type ?? "file";
+  // tar-stream leaves out what it does not know (old GNU sparse files, vendors' own).
+  const type = header.type ?? "member of an unknown kind";
   if (path !== undefined) {
     if (isSparse(header)) {
       throw unsafe(
