@@ -10,6 +10,7 @@ import { clip, listNames } from "./describe.ts";
 import type { Graph, GraphNode } from "./graph.ts";
 import { linkOf } from "./graph.ts";
 import { record } from "./graph-read.ts";
+import { readGroupNodes } from "./group-nodes.ts";
 import type { Level } from "./levels.ts";
 import { buildLevels, isOff, widgetKey } from "./levels.ts";
 import type { LinkContext, Slot, Source } from "./links.ts";
@@ -18,7 +19,7 @@ import type { TextRuleOptions } from "./text-rules.ts";
 import { applyDynamicPrompt, COMPLETED_PREFIX_CLASSES, completeFilename } from "./text-rules.ts";
 import type { UiFacts } from "./ui-facts.ts";
 import { collectFacts, packOf } from "./ui-facts.ts";
-import type { UiDocument, UiNode } from "./ui-schema.ts";
+import type { UiDocument, UiNode, UiScope } from "./ui-schema.ts";
 import { BYPASSED, MUTED, readUiDocument } from "./ui-schema.ts";
 import { isVirtual } from "./virtual-nodes.ts";
 import type { Widget } from "./widgets.ts";
@@ -43,7 +44,8 @@ export function convertUi(
   // A class that this engine lacks is still told apart by the table; that it can't run is for others to say.
   const lookUp = (classType: string) =>
     definitions.get(classType) ?? NodeDefinitions.core().get(classType);
-  const conversion = new Conversion(readUiDocument(document), lookUp, {
+  const ui = readGroupNodes(document, readUiDocument(document), lookUp);
+  const conversion = new Conversion(ui, lookUp, {
     random: options.random ?? Math.random,
     now: options.now ?? (() => new Date()),
   });
@@ -69,13 +71,15 @@ class Conversion {
   readonly #widgets = new Map<string, readonly Widget[] | undefined>();
   readonly #unknown: UnknownNode[] = [];
   readonly #notes: string[] = [];
+  /** Ids of nodes whose output something reads, by scope. */
+  readonly #origins = new Map<UiScope, ReadonlySet<string>>();
 
   constructor(document: UiDocument, definition: DefinitionLookup, options: TextRuleOptions) {
     this.#document = document;
     this.#definition = definition;
     this.#options = options;
     this.#context = {
-      document,
+      resolved: new Map(),
       widgetValue: (level, node, widget) =>
         this.#widgetsOf(level, node)?.find(({ name }) => name === widget)?.value,
       slots: (node) => slotsOf(node, definition(node.type)),
@@ -109,13 +113,20 @@ class Conversion {
 
   /** True for a node of an unknown class that is wired to nothing: a label or a switch of the page, in all likelihood. */
   #isLoose(level: Level, node: UiNode): boolean {
-    if (this.#definition(node.type) !== undefined || isWired(level, node)) {
+    if (this.#definition(node.type) !== undefined || this.#isWired(level.scope, node)) {
       return false;
     }
     this.#notes.push(
       `Node ${level.prefix}${node.id} is left out: it is wired to nothing, and its class '${clip(node.type)}' is unknown.`,
     );
     return true;
+  }
+
+  #isWired(scope: UiScope, node: UiNode): boolean {
+    const origins =
+      this.#origins.get(scope) ?? new Set([...scope.links.values()].map(({ origin }) => origin));
+    this.#origins.set(scope, origins);
+    return origins.has(node.id) || node.inputs.some((input) => input.link !== undefined);
   }
 
   #convertNode(root: Level, level: Level, node: UiNode): GraphNode {
@@ -216,13 +227,6 @@ function* emitted(root: Level, definition: DefinitionLookup): Generator<PlacedNo
       yield { level, node };
     }
   }
-}
-
-function isWired(level: Level, node: UiNode): boolean {
-  return (
-    node.inputs.some((input) => input.link !== undefined) ||
-    [...level.scope.links.values()].some((link) => link.origin === node.id)
-  );
 }
 
 function notesOnSwitchedOff(root: Level): string[] {

@@ -29,6 +29,8 @@ export interface Level {
   readonly isActive: boolean;
   /** True inside an instance that is switched off at the root: the page sends nothing from in here. */
   readonly isHidden: boolean;
+  /** Inputs of any subgraph of the document that lead to a widget. */
+  readonly promoted: ReadonlySet<UiPort>;
 }
 
 export interface Host {
@@ -61,7 +63,7 @@ export function buildLevels(document: UiDocument): Level {
       if (definition !== undefined) {
         const host = { node, level, definition };
         refuseRecursion(host);
-        children.set(node.id, build(definition, seedOf(host, document)));
+        children.set(node.id, build(definition, seedOf(host)));
       }
     }
     return level;
@@ -73,6 +75,7 @@ export function buildLevels(document: UiDocument): Level {
     values: new Map(),
     isActive: true,
     isHidden: false,
+    promoted: promotedPorts(document),
   });
 }
 
@@ -94,15 +97,16 @@ function refuseRecursion({ definition, level }: Host): void {
   }
 }
 
-function seedOf(host: Host, document: UiDocument): LevelSeed {
+function seedOf(host: Host): LevelSeed {
   const { node, level, definition } = host;
   return {
     prefix: `${level.prefix}${node.id}:`,
     titles: [...level.titles, node.title ?? definition.name],
     host,
-    values: hostedValues(host, document),
+    values: hostedValues(host),
     isActive: level.isActive && !isOff(node),
     isHidden: level.isHidden || (level.host === undefined && isOff(node)),
+    promoted: level.promoted,
   };
 }
 
@@ -110,7 +114,8 @@ function seedOf(host: Host, document: UiDocument): LevelSeed {
 function applyPrimitives(scope: UiScope, values: Map<string, JsonValue>): void {
   const primitives = new Map<string, JsonValue>();
   for (const node of scope.nodes.values()) {
-    const value = isJsonObject(node.values) ? undefined : node.values?.[0];
+    const saved = isJsonObject(node.values) ? undefined : node.values?.[0];
+    const value = values.get(widgetKey(node.id, "value")) ?? saved;
     if (node.type === "PrimitiveNode" && value !== undefined) {
       primitives.set(node.id, value);
     }
@@ -135,9 +140,9 @@ export function portKey(name: string): string {
  * The values that an instance sets on its inside: what was set on the instance's widgets from outside, else what the
  * file saved on it, by its list of proxies or, without one, by the subgraph's inputs that lead to a widget.
  */
-function hostedValues(host: Host, document: UiDocument): Map<string, JsonValue> {
+function hostedValues(host: Host): Map<string, JsonValue> {
   const { node, level, definition } = host;
-  const places = promotedPlaces(host, document);
+  const places = promotedPlaces(host);
   const values = new Map<string, JsonValue>();
   for (const [index, { key, name }] of places.entries()) {
     const saved = isJsonObject(node.values) ? own(node.values, name) : node.values?.[index];
@@ -157,10 +162,7 @@ function hostedValues(host: Host, document: UiDocument): Map<string, JsonValue> 
 }
 
 /** The widgets an instance shows, in the order of its values: their place inside and their name outside. */
-function promotedPlaces(
-  { node, definition }: Host,
-  document: UiDocument,
-): { key: string; name: string }[] {
+function promotedPlaces({ node, definition, level }: Host): { key: string; name: string }[] {
   if (node.proxies !== undefined) {
     return node.proxies.map(({ node: inner, widget }) => ({
       key: inner === "-1" ? portKey(widget) : widgetKey(inner, widget),
@@ -168,25 +170,34 @@ function promotedPlaces(
     }));
   }
   return definition.inputs
-    .filter((port) => leadsToWidget(definition, port, document))
+    .filter((port) => level.promoted.has(port))
     .map((port) => ({ key: portKey(port.name), name: port.name }));
 }
 
-/** True when something inside that hangs on the port is a widget, however deep. */
-export function leadsToWidget(
-  definition: UiSubgraph,
-  port: UiPort,
-  document: UiDocument,
-  depth = 0,
-): boolean {
-  return portTargets(definition, port).some(({ node, inputName, widget }) => {
-    const inner = document.subgraphs.get(node.type);
-    if (inner === undefined || depth > MAX_SUBGRAPH_DEPTH) {
-      return widget !== undefined;
+/** The inputs behind which something is a widget, however deep. Each is looked at once: subgraphs may fan out. */
+function promotedPorts(document: UiDocument): Set<UiPort> {
+  const answers = new Map<UiPort, boolean>();
+  const leadsToWidget = (definition: UiSubgraph, port: UiPort, depth: number): boolean => {
+    const known = answers.get(port);
+    if (known !== undefined || depth > MAX_SUBGRAPH_DEPTH) {
+      return known ?? false;
     }
-    const innerPort = inner.inputs.find(({ name }) => name === inputName);
-    return innerPort !== undefined && leadsToWidget(inner, innerPort, document, depth + 1);
-  });
+    // A subgraph that contains itself is refused later; until then this entry ends the circle.
+    answers.set(port, false);
+    const answer = portTargets(definition, port).some(({ node, inputName, widget }) => {
+      const inner = document.subgraphs.get(node.type);
+      const innerPort = inner?.inputs.find(({ name }) => name === inputName);
+      return inner === undefined
+        ? widget !== undefined
+        : innerPort !== undefined && leadsToWidget(inner, innerPort, depth + 1);
+    });
+    answers.set(port, answer);
+    return answer;
+  };
+  const all = [...document.subgraphs.values()].flatMap((definition) =>
+    definition.inputs.filter((port) => leadsToWidget(definition, port, 0)),
+  );
+  return new Set(all);
 }
 
 export interface PortTarget {

@@ -1,8 +1,8 @@
 /** Follows a link upstream to the node that really makes the value, through everything that exists on the page only. */
 import type { JsonValue } from "../platform/json.ts";
 import type { Level, PortTarget } from "./levels.ts";
-import { leadsToWidget, portKey, portTargets } from "./levels.ts";
-import type { UiDocument, UiNode, UiPort } from "./ui-schema.ts";
+import { portKey, portTargets } from "./levels.ts";
+import type { UiNode, UiPort } from "./ui-schema.ts";
 import { BYPASSED, INPUT_PORTS, MUTED } from "./ui-schema.ts";
 import { findSetter, isPassThrough, isVirtual } from "./virtual-nodes.ts";
 
@@ -13,7 +13,8 @@ export type Source =
 
 /** What the resolver asks of its owner. */
 export interface LinkContext {
-  readonly document: UiDocument;
+  /** Answers so far, by place and type: many inputs may hang on one long chain. */
+  readonly resolved: Map<string, Source | undefined>;
   /** The value that a widget of a plain node has, with everything set from outside. */
   readonly widgetValue: (level: Level, node: UiNode, widget: string) => JsonValue | undefined;
   /** Input slots of a node in the page's order, with those that the file leaves out. */
@@ -34,24 +35,35 @@ interface Place {
 
 /** The source of a link in a level; undefined when nothing real is behind it. A loop: chains may be long. */
 export function resolveLink(context: LinkContext, start: Place, type: string): Source | undefined {
-  const visited = new Set<string>();
+  const passed = new Set<string>();
   // A value that a host's primitive gave the socket, for when nothing real is wired to it.
   let given: Source | undefined;
   let place: Place | undefined = start;
+  let found: Source | undefined;
   while (place !== undefined) {
-    const key = `${place.level.prefix}#${place.linkId}`;
-    if (visited.has(key)) {
+    const key = `${place.level.prefix}#${place.linkId}#${type}`;
+    if (passed.has(key)) {
       break;
     }
-    visited.add(key);
+    if (context.resolved.has(key)) {
+      found = context.resolved.get(key);
+      break;
+    }
+    passed.add(key);
     const next: Source | Place | undefined = step(context, place, type);
     if (next !== undefined && "kind" in next) {
-      return next;
+      found = next;
+      break;
     }
     given = givenValue(place) ?? given;
     place = next;
   }
-  return given;
+  const answer = found ?? given;
+  // A given value belongs to where it was found; places before it may have one of their own.
+  for (const key of found === undefined ? [] : passed) {
+    context.resolved.set(key, found);
+  }
+  return answer;
 }
 
 function step(context: LinkContext, place: Place, type: string): Source | Place | undefined {
@@ -97,7 +109,7 @@ export function promotedValue(
   port: UiPort,
 ): JsonValue | undefined {
   const definition = level.host?.definition;
-  if (definition === undefined || !leadsToWidget(definition, port, context.document)) {
+  if (definition === undefined || !level.promoted.has(port)) {
     return undefined;
   }
   const set = level.values.get(portKey(port.name));

@@ -6,6 +6,7 @@
 import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { isJsonObject } from "../platform/json.ts";
+import { addBroadcastLinks } from "./broadcast-links.ts";
 import { clip, listProblems } from "./describe.ts";
 import { own, ownList, ownObject, ownText } from "./graph-read.ts";
 import { MAX_NODES, MAX_SUBGRAPH_DEPTH } from "./limits.ts";
@@ -36,6 +37,8 @@ export interface UiNode {
   readonly outputs: readonly UiOutput[];
   /** Values in the order of the widgets, or by name. */
   readonly values: readonly JsonValue[] | JsonObject | undefined;
+  /** Values by name, which newer pages save beside the list. */
+  readonly namedValues: JsonObject | undefined;
   readonly properties: JsonObject;
   /** Of a subgraph instance: the inner widgets that its own values stand for; absent in files that don't list them. */
   readonly proxies: readonly UiProxy[] | undefined;
@@ -192,7 +195,17 @@ function readScope(scope: JsonObject, context: ScopeContext): UiScope {
       nodes.set(read.id, read);
     }
   }
-  return { nodes, links: readLinks(scope, context) };
+  const links = readLinks(scope, context);
+  addBroadcastLinks(scope, nodes, links, (id) => newId(context.changes, context.id, id));
+  return { nodes, links };
+}
+
+/** A node that stands outside of any scope, under the given id and without its links. */
+export function readLooseNode(node: JsonObject, id: string): UiNode | undefined {
+  const context = { where: "", id: "", changes: new Map(), problems: [] };
+  const read = readNode({ ...node, id }, context);
+  const inputs = read?.inputs.map((input) => ({ ...input, link: undefined })) ?? [];
+  return read === undefined ? undefined : { ...read, inputs };
 }
 
 function readNode(node: JsonObject, context: ScopeContext): UiNode | undefined {
@@ -212,6 +225,7 @@ function readNode(node: JsonObject, context: ScopeContext): UiNode | undefined {
     inputs: ownList(node, "inputs").filter(isJsonObject).map(readInput),
     outputs: ownList(node, "outputs").filter(isJsonObject).map(readSlot),
     values: Array.isArray(values) || isJsonObject(values) ? values : undefined,
+    namedValues: ownObject(node, "widgets_values_named"),
     properties,
     proxies: readProxies(properties, type, context.changes),
   };

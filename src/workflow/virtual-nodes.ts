@@ -24,10 +24,14 @@ const INERT: ReadonlySet<string> = new Set([
   "Mute / Bypass Repeater (rgthree)",
   "Node Collector (rgthree)",
   "Random Unmuter (rgthree)",
+  // cg-use-everywhere: its links are read from the file
+  "Anything Everywhere",
+  "Anything Everywhere3",
+  "Anything Everywhere?",
+  "Prompts Everywhere",
   // others
   "Note Plus (mtb)",
   "Note _O",
-  "workflow/note",
 ]);
 
 export function isPassThrough(node: UiNode): boolean {

@@ -70,6 +70,14 @@ function extraPositions(input: InputDefinition, isNested: boolean): number {
   return type === "COMBO" && hasControl ? 2 : 0;
 }
 
+/** The widgets of a class as it starts, each with the number of positions behind it that hold no value. */
+export function positionsOf(definition: NodeDefinition): { name: string; extra: number }[] {
+  return layOut(definition, () => undefined).map((widget) => ({
+    name: widget.name,
+    extra: widget.definition === undefined ? 0 : extraPositions(widget.definition, false),
+  }));
+}
+
 /** The value the page gives a new widget. */
 export function defaultOf(input: InputDefinition): JsonValue {
   if (input.default !== undefined) {
@@ -178,9 +186,12 @@ const CONTROL_WORDS: ReadonlySet<JsonValue> = new Set([
  * among the inputs, in order. Undefined when names and values don't fit together beyond doubt.
  */
 export function readUnknownWidgets(node: UiNode, isSet: SetValue): Widget[] | undefined {
+  const byName = node.namedValues ?? (isJsonObject(node.values) ? node.values : undefined);
   const named = node.inputs.filter((input) => input.widget !== undefined);
-  const values = node.values ?? [];
-  const pairs = isJsonObject(values) ? pairsByName(values) : pairUp(named, values);
+  const pairs =
+    byName === undefined && !isJsonObject(node.values)
+      ? pairUp(named, node.values ?? [])
+      : pairsByName(byName ?? {});
   return pairs?.map(([name, value]) => ({
     name,
     value: isSet(name) ?? value,
@@ -189,7 +200,13 @@ export function readUnknownWidgets(node: UiNode, isSet: SetValue): Widget[] | un
 }
 
 /** Members of an object of values that only the page uses. */
-const PAGE_ONLY_VALUES: ReadonlySet<string> = new Set(["videopreview", "audiopreview"]);
+const PAGE_ONLY_VALUES: ReadonlySet<string> = new Set([
+  "audiopreview",
+  "control_after_generate",
+  "control_filter_list",
+  "upload",
+  "videopreview",
+]);
 
 function pairsByName(values: JsonObject): [string, JsonValue][] {
   return Object.entries(values).filter(([name]) => !PAGE_ONLY_VALUES.has(name));
