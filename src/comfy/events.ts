@@ -185,7 +185,7 @@ export interface EventStreamOptions {
 export class EventStream implements Disposable {
   readonly #options: EventStreamOptions;
   readonly #times: EventTimes;
-  readonly #greeted = Promise.withResolvers<void>();
+  readonly #greeted = Promise.withResolvers<boolean>();
   #socket: WebSocket | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #isClosed = false;
@@ -198,8 +198,8 @@ export class EventStream implements Disposable {
   }
 
   /**
-   * Resolves to true when ComfyUI sent its first message (only then is the client registered), to false after
-   * `timeoutMs` without one.
+   * Resolves to true when ComfyUI sent its first message (only then is the client registered), to false when
+   * the first connection fails, or after `timeoutMs` without one.
    */
   async greeted(timeoutMs: number): Promise<boolean> {
     let timer: ReturnType<typeof setTimeout> | undefined;
@@ -207,7 +207,7 @@ export class EventStream implements Disposable {
       timer = setTimeout(resolve, timeoutMs, false);
     });
     try {
-      return await Promise.race([this.#greeted.promise.then(() => true), late]);
+      return await Promise.race([this.#greeted.promise, late]);
     } finally {
       clearTimeout(timer);
     }
@@ -216,7 +216,7 @@ export class EventStream implements Disposable {
   [Symbol.dispose](): void {
     this.#isClosed = true;
     clearTimeout(this.#timer);
-    this.#greeted.resolve();
+    this.#greeted.resolve(false);
     this.#drop();
   }
 
@@ -271,7 +271,7 @@ export class EventStream implements Disposable {
   }
 
   #receive(data: unknown): void {
-    this.#greeted.resolve();
+    this.#greeted.resolve(true);
     const event = typeof data === "string" ? parseMessage(data) : parseBinary(data);
     if (event !== undefined) {
       this.#options.onEvent(event);
@@ -292,6 +292,7 @@ export class EventStream implements Disposable {
     }
     this.#options.log.debug("ComfyUI's event connection is lost", { how });
     this.#drop();
+    this.#greeted.resolve(false);
     this.#expect(this.#times.reconnectDelayMs, () => this.#connect());
   }
 
