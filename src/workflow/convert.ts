@@ -4,10 +4,11 @@
  */
 import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
+import { appModeInputs } from "./app-mode.ts";
 import type { NodeDefinition } from "./definitions.ts";
 import { NodeDefinitions } from "./definitions.ts";
 import { clip, listNames } from "./describe.ts";
-import type { Graph, GraphNode } from "./graph.ts";
+import type { ExposedInput, Graph, GraphNode } from "./graph.ts";
 import { linkOf } from "./graph.ts";
 import { record } from "./graph-read.ts";
 import { readGroupNodes } from "./group-nodes.ts";
@@ -29,6 +30,8 @@ export interface Converted extends UiFacts {
   readonly graph: Graph;
   /** Titles of the subgraphs a node lies in, by node id. */
   readonly subgraphs: Readonly<Record<string, readonly string[]>>;
+  /** The inputs chosen for App Mode. */
+  readonly exposed: readonly ExposedInput[];
   /** What was left out or decided, for people. */
   readonly notes: readonly string[];
 }
@@ -49,7 +52,7 @@ export function convertUi(
     random: options.random ?? Math.random,
     now: options.now ?? (() => new Date()),
   });
-  return { ...conversion.run(), ...collectFacts(document) };
+  return { ...conversion.run(document), ...collectFacts(document) };
 }
 
 type DefinitionLookup = (classType: string) => NodeDefinition | undefined;
@@ -86,7 +89,7 @@ class Conversion {
     };
   }
 
-  run(): Omit<Converted, keyof UiFacts> {
+  run(document: JsonObject): Omit<Converted, keyof UiFacts> {
     const nodes: [string, GraphNode][] = [];
     const subgraphs: [string, readonly string[]][] = [];
     const root = buildLevels(this.#document);
@@ -104,9 +107,11 @@ class Conversion {
       throw unknownNodes(this.#unknown);
     }
     this.#notes.push(...notesOnSwitchedOff(root));
+    const graph = withoutDeadLinks(nodes);
     return {
-      graph: withoutDeadLinks(nodes),
+      graph,
       subgraphs: record(subgraphs),
+      exposed: appModeInputs(document, [...everyNode(root)], graph),
       notes: this.#notes,
     };
   }

@@ -34,12 +34,18 @@ export interface NodePack {
   readonly version?: string;
 }
 
-/** A named input of a workflow served as an API of its own (`_meta.inputs`, App Mode, `workflow expose`). */
-export interface ExposedInput {
-  readonly name: string;
+/** An input of a node, by their names. */
+export interface InputPlaceName {
   readonly node: string;
   readonly input: string;
+}
+
+/** A named input of a workflow served as an API of its own (`_meta.inputs`, App Mode, `workflow expose`). */
+export interface ExposedInput extends InputPlaceName {
+  readonly name: string;
   readonly description?: string;
+  /** Further places that get the same value: one primitive or subgraph widget may feed several nodes. */
+  readonly also?: readonly InputPlaceName[];
 }
 
 export type WorkflowFormat = "api" | "wrapped" | "guide" | "ui";

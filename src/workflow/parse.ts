@@ -81,10 +81,12 @@ function fromUi(found: Recognised, definitions: NodeDefinitions, notes: string[]
     });
   }
   notes.push(...converted.notes);
+  const meta = metaOf(found);
+  const exposed = meta.exposed.length > 0 ? meta.exposed : converted.exposed;
   return {
     format: found.format,
     graph: converted.graph,
-    ...withFacts(metaOf(found), converted),
+    ...withFacts({ ...meta, exposed }, converted),
     subgraphs: converted.subgraphs,
     ui: found.body,
     notes,
