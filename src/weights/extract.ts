@@ -89,25 +89,28 @@ function nodeWeights(place: Place, implied: ImpliedTable): WeightRef[] {
   }
   const family = baseModelOf(place.workflow.graph, place.nodeId);
   const needs = implied.needsOf(node.class_type, node.inputs, family);
-  const isNamed = (need: ImpliedNeed) => named.some((ref) => ref.name === need.name);
+  const isNamed = (need: ImpliedNeed) => named.some((ref) => isSameFile(ref, need));
   return [
-    ...named.map((ref) => withPath(ref, needs)),
+    ...named.map((ref) => withFacts(ref, needs)),
     ...needs.filter((need) => !isNamed(need)).map((need) => impliedRef(place, need)),
   ];
 }
 
-/** An input may name the very file whose place the table knows: one weight, not two. */
-function withPath(ref: WeightRef, needs: readonly ImpliedNeed[]): WeightRef {
-  const need = needs.find((candidate) => candidate.name === ref.name);
-  return need === undefined
-    ? ref
-    : {
-        ...ref,
-        ...placeOf(need),
-        reason: "implied",
-        certain: need.certain,
-        hints: [...ref.hints, ...hintsOf(need)],
-      };
+/** An input may name the very file whose place the table knows, with its sub-folder or without. */
+function isSameFile(ref: WeightRef, need: ImpliedNeed): boolean {
+  return ref.name === need.name || need.path.endsWith(`/${ref.name}`);
+}
+
+/** One weight, not two: the table adds where a guessed name lies, and where any of them can be had. */
+function withFacts(ref: WeightRef, needs: readonly ImpliedNeed[]): WeightRef {
+  const need = needs.find((candidate) => isSameFile(ref, candidate));
+  if (need === undefined) {
+    return ref;
+  }
+  const hints = [...ref.hints, ...hintsOf(need)];
+  return ref.reason === "extension"
+    ? { ...ref, ...placeOf(need), reason: "implied", certain: need.certain, hints }
+    : { ...ref, hints };
 }
 
 function inputWeights(place: Place, input: string, value: JsonValue): WeightRef[] {
