@@ -13,6 +13,7 @@ import type { AppBindings, AppEnv } from "./app.ts";
 import { createApp } from "./app.ts";
 import type { ServerFlags } from "./flags.ts";
 import { parseServerFlags } from "./flags.ts";
+import { OrphanWatch } from "./orphan.ts";
 import type { CogModel } from "./predictor.ts";
 import { COG_VERSION, Service } from "./service.ts";
 import { cogSettings } from "./settings.ts";
@@ -33,6 +34,9 @@ export type ServeConfig = Pick<
   | "COG_THROTTLE_RESPONSE_INTERVAL"
   | "COG_STREAM_HISTORY_CAPACITY"
   | "KUBERNETES_SERVICE_HOST"
+  | "LOG_FORMAT"
+  | "COG_LOG_LEVEL"
+  | "ORPHAN_TIMEOUT"
   | "HTTP_PROXY"
   | "HTTPS_PROXY"
   | "NO_PROXY"
@@ -103,6 +107,7 @@ class RunningServer implements CogServer {
   readonly #options: ServeOptions;
   readonly #http: readonly HttpClient[];
   readonly #server: Bun.Server<undefined>;
+  readonly #orphan: OrphanWatch;
   readonly #finish: (exitCode: number) => void;
   readonly #signals: readonly (readonly [NodeJS.Signals, () => void])[];
   #stopping: Promise<number> | undefined;
@@ -116,7 +121,16 @@ class RunningServer implements CogServer {
     const clients = makeClients(options);
     this.#http = clients.own;
     this.service = makeService(options, flags, clients);
-    this.#server = listen(options, flags, this.service, () => void this.stop());
+    this.#orphan = new OrphanWatch({
+      config: options.config,
+      logger: options.logger,
+      isBusy: () => this.#server.pendingRequests > 0,
+      stop: () => void this.stop(),
+    });
+    this.#server = listen(options, flags, this.service, {
+      shutdown: () => void this.stop(),
+      see: (request) => this.#orphan.see(request),
+    });
     this.port = this.#server.port ?? options.config.PORT;
     this.url = `http://${flags.host.includes(":") ? `[${flags.host}]` : flags.host}:${this.port}`;
     this.#signals = this.#signalHandlers(flags);
@@ -154,6 +168,7 @@ class RunningServer implements CogServer {
   async #stop(exitCode: number): Promise<number> {
     const { logger, timings } = this.#options;
     logger.info("Stopping: no new connections, running predictions finish");
+    this.#orphan[Symbol.dispose]();
     try {
       void this.#server.stop(false);
       await this.service.drain(timings?.shutdownGraceMs ?? DEFAULT_SHUTDOWN_GRACE_MS);
@@ -243,23 +258,31 @@ function makeService(options: ServeOptions, flags: ServerFlags, clients: Clients
   });
 }
 
+interface Hooks {
+  /** Called by `POST /shutdown`. */
+  readonly shutdown: () => void;
+  /** Called with every request. */
+  readonly see: (request: Request) => void;
+}
+
 function listen(
   options: ServeOptions,
   flags: ServerFlags,
   service: Service,
-  shutdown: () => void,
+  hooks: Hooks,
 ): Bun.Server<undefined> {
   const { config, logger } = options;
   const app = createApp({
     service,
     logger,
-    shutdown,
+    shutdown: hooks.shutdown,
     tokens: config.API_TOKEN,
     openPaths: options.openPaths,
     routes: options.routes?.(service),
     keepAliveMs: options.timings?.keepAliveMs,
   });
   const answer = (request: Request, server: Bun.Server<undefined>, path?: string) => {
+    hooks.see(request);
     const bindings: AppBindings = {
       path,
       allowSilence: (seconds) => server.timeout(request, seconds),

@@ -144,6 +144,12 @@ const EnvSchema = z.object({
   NO_PROXY: text,
   PREDICTION_STREAMING: flag,
   EXIT_WHEN_UNHEALTHY: flag,
+  // 0 is a value here: never.
+  ORPHAN_TIMEOUT: z
+    .string()
+    .regex(/^\d+(\.\d+)?$/, "must be a number of seconds, or 0 for never")
+    .transform(Number)
+    .optional(),
   // Cog's own (cog_protocol.md §18.2). Garbage in these falls back to a default with a warning, as there.
   COG_MAX_CONCURRENCY: text,
   COG_SETUP_TIMEOUT: text,
