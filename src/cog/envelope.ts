@@ -192,17 +192,19 @@ function isMember(key: string): key is Member {
 
 function readMembers(reader: JsonReader, draft: Draft): void {
   const seen = new Set<string>();
-  reader.members((key) => {
-    if (!isMember(key)) {
-      reader.value();
-      return;
-    }
-    if (seen.has(key)) {
+  const refuseTwice = (key: string): void => {
+    if (isMember(key) && seen.has(key)) {
       throw wrongShape(reader, `duplicate field \`${key}\``, "");
     }
     seen.add(key);
-    READERS[key](reader, draft);
-  });
+  };
+  reader.members((key) => {
+    if (isMember(key)) {
+      READERS[key](reader, draft);
+    } else {
+      reader.value();
+    }
+  }, refuseTwice);
 }
 
 /** A list is taken by position, as serde takes structs. */

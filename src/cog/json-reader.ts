@@ -103,8 +103,11 @@ export class JsonReader {
     }
   }
 
-  /** Calls `member` for each member of the object that begins here, its value not yet read. */
-  members(member: (key: string) => void): void {
+  /**
+   * Calls `member` for each member of the object that begins here, its value not yet read; before that `named`, when
+   * only the key has been read.
+   */
+  members(member: (key: string) => void, named?: (key: string) => void): void {
     this.#enter();
     this.#at += 1;
     this.#path.push("?");
@@ -124,6 +127,7 @@ export class JsonReader {
       }
       const key = this.string();
       this.#path[this.#path.length - 1] = key;
+      named?.(key);
       this.#colon();
       member(key);
       this.#path[this.#path.length - 1] = "?";
@@ -189,10 +193,11 @@ export class JsonReader {
     return new JsonSyntaxError(`${this.#prefix()}${message} ${this.place(this.#at)}`);
   }
 
-  /** An error at the character that comes next. */
+  /** An error at the byte that comes next. */
   failAhead(message: string): JsonSyntaxError {
+    const isEnd = this.#at >= this.text.length;
     return new JsonSyntaxError(
-      `${this.#prefix()}${message} ${this.place(Math.min(this.#at + 1, this.text.length))}`,
+      `${this.#prefix()}${message} ${this.place(this.#at, isEnd ? 0 : 1)}`,
     );
   }
 
@@ -206,11 +211,12 @@ export class JsonReader {
     return this.#prefix();
   }
 
-  place(index: number): string {
+  place(index: number, furtherBytes = 0): string {
     const before = this.text.slice(0, index);
     const lineStart = before.lastIndexOf("\n") + 1;
     const line = before.split("\n").length;
-    return `at line ${line} column ${Buffer.byteLength(before.slice(lineStart))}`;
+    const column = Buffer.byteLength(before.slice(lineStart)) + furtherBytes;
+    return `at line ${line} column ${column}`;
   }
 
   #prefix(): string {

@@ -139,9 +139,6 @@ export class Twin implements CogModel {
 }
 
 function parseGraph(text: string): z.output<typeof Graph> {
-  if (text === "") {
-    return {};
-  }
   try {
     return Graph.parse(JSON.parse(text));
   } catch (cause) {
