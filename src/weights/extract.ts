@@ -49,6 +49,8 @@ const EMBEDDING = /(?:^|[\s([,])embedding:([^\s,:()[\]<>]+)/g;
 const LORA_TAG = /<lora:([^:>]+)/gi;
 const EMBEDDING_ENDINGS = "(\\.(safetensors|pt|bin))?";
 const LORA_ENDINGS = "(\\.(safetensors|pt|ckpt|bin|pth))?";
+/** Categories of packs in which whole folders are models. */
+const FOLDER_CATEGORIES: ReadonlySet<string> = new Set(["LLM"]);
 /** Nodes that write files: what they name isn't there yet. */
 const WRITER_CLASS = /Save|Export/;
 
@@ -197,19 +199,26 @@ function loaderWeights(
   ];
 }
 
-/** A choice of a node pack that is no file (`ESAM`, `Baked VAE`): offered by the engine, or without any ending. */
+/**
+ * A choice that is no file (`ESAM`, `Baked VAE`): the engine offers it though it ends like nothing. Without an engine
+ * that is believed of node packs; ComfyUI's own loaders take nothing but files, and a name without an ending is a
+ * mistake worth telling.
+ */
 function isWordOfTheNode(place: Place, input: string, name: string, category: string): boolean {
-  if (URL_VALUE.test(name) || looksLikeWeight(name)) {
+  const { files } = categoryRow(category);
+  if (
+    URL_VALUE.test(name) ||
+    looksLikeWeight(name) ||
+    (files !== "any" && fileCounts(files, name))
+  ) {
     return false;
   }
-  const { files } = categoryRow(category);
-  if (files === "folder" || files === "any" || fileCounts(files, name)) {
-    return isListed(place, input, name) && files !== "folder";
+  if (files === "folder" || FOLDER_CATEGORIES.has(category)) {
+    return false;
   }
-  // ComfyUI's own loaders take nothing but files; there a name without an ending is a mistake worth telling.
   return place.definitions.source === "engine"
     ? isListed(place, input, name)
-    : NodeDefinitions.core().get(place.node.class_type) === undefined;
+    : !NodeDefinitions.core().has(place.node.class_type);
 }
 
 /** An input that no row knows: the engine's list of choices tells, else only the ending of the value. */
