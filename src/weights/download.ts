@@ -97,6 +97,8 @@ interface Connection {
   readonly segment: Segment;
   readonly controller: AbortController;
   readonly startedAtMs: number;
+  /** Headers are there; until then another deadline holds. */
+  answered: boolean;
   lastByteAtMs: number;
   bytes: number;
   /** Bytes per second over the last ticks. */
@@ -118,6 +120,7 @@ const SICK_FACTOR = 8;
 const MIN_ETA_GAP_SECONDS = 0.3;
 /** The last connections get this part of the patience that the others get. */
 const LAST_HASTE = 10;
+const STEAL_AFTER_TICKS = 3;
 const IDLE_POLL_MS = 50;
 /** A rise under this share of the rate is noise. */
 const RAMP_GAIN = 1.05;
@@ -260,9 +263,12 @@ class RangedDownload {
   #slowest(): Connection | undefined {
     let victim: Connection | undefined;
     let worst = MIN_ETA_GAP_SECONDS;
+    const now = performance.now();
     for (const connection of this.#connections) {
       const left = connection.segment.end - connection.segment.next;
-      const eta = left / Math.max(1, connection.rate);
+      // Of a connection that has just begun nothing is known: its rate would look like none at all.
+      const isNew = now - connection.startedAtMs < STEAL_AFTER_TICKS * this.#context.tuning.tickMs;
+      const eta = isNew ? 0 : left / Math.max(1, connection.rate);
       if (left >= 2 * this.#context.tuning.minStealBytes && eta > worst) {
         victim = connection;
         worst = eta;
@@ -325,6 +331,7 @@ class RangedDownload {
     });
     try {
       await checkRange(answer, found, asked, this.#context.road);
+      connection.answered = true;
       connection.lastByteAtMs = performance.now();
       await this.#pour(answer, connection, asked.end);
     } finally {
@@ -338,8 +345,9 @@ class RangedDownload {
       );
     }
     this.#rangeFaults = 0;
-    // Short requests live between two ticks: their rate is only seen here.
-    const seconds = Math.max(1, performance.now() - connection.startedAtMs) / 1000;
+    // Short requests live between two ticks: their rate is only seen here. What comes in one burst says little.
+    const { tickMs } = this.#context.tuning;
+    const seconds = Math.max(tickMs, performance.now() - connection.startedAtMs) / 1000;
     this.#peakRate = Math.max(this.#peakRate, connection.bytes / seconds);
   }
 
@@ -546,7 +554,7 @@ class RangedDownload {
       connection.slowSinceMs = this.#isSlow(connection)
         ? (connection.slowSinceMs ?? now)
         : undefined;
-      if (now - connection.lastByteAtMs > stallTimeoutMs) {
+      if (connection.answered && now - connection.lastByteAtMs > stallTimeoutMs) {
         connection.ended = "stalled";
       } else if (
         connection.slowSinceMs !== undefined &&
@@ -560,7 +568,10 @@ class RangedDownload {
     }
   }
 
-  #isSlow({ rate, segment }: Connection): boolean {
+  #isSlow({ answered, rate, segment }: Connection): boolean {
+    if (!answered) {
+      return false;
+    }
     const left = segment.end - segment.next;
     const isLong = left > rate * SPAN_SECONDS;
     const isSick = this.#peakRate > rate * SICK_FACTOR;
@@ -614,6 +625,7 @@ function newConnection(segment: Segment): Connection {
     segment,
     controller: new AbortController(),
     startedAtMs: now,
+    answered: false,
     lastByteAtMs: now,
     bytes: 0,
     rate: 0,
