@@ -1,0 +1,155 @@
+/** Results of nodes, kept from prompt to prompt under a signature that doesn't depend on node ids. */
+import { freemem } from "node:os";
+import type { JsonObject, JsonValue } from "../../platform/json.ts";
+import { isJsonObject, stringifyJson } from "../../platform/json.ts";
+import { linkOf } from "../../workflow/graph.ts";
+import type { EngineFolders } from "./folders.ts";
+import type { NodeRegistry } from "./nodes/registry.ts";
+import type { NodeValue } from "./values.ts";
+import { bytesOf } from "./values.ts";
+
+export interface CachedResult {
+  readonly outputs: readonly NodeValue[];
+  readonly ui: JsonObject | undefined;
+}
+
+export type CacheMode =
+  /** Everything while memory lasts: ComfyUI's default since 0.4. */
+  | { readonly kind: "ram" }
+  /** What the previous prompt used: the default of 0.3.64. */
+  | { readonly kind: "classic" }
+  | { readonly kind: "lru"; readonly entries: number }
+  | { readonly kind: "none" };
+
+/** Kept pictures may take this much: they are float32, sixteen bytes for a pixel of a file of one. */
+const MAX_CACHED_BYTES = 1024 ** 3;
+/** Below this much free memory nothing is kept. */
+const MIN_FREE_BYTES = 512 * 1024 ** 2;
+
+export class ResultCache {
+  readonly #mode: CacheMode;
+  readonly #entries = new Map<string, CachedResult>();
+  #bytes = 0;
+
+  constructor(mode: CacheMode) {
+    this.#mode = mode;
+  }
+
+  get(signature: string): CachedResult | undefined {
+    const found = this.#entries.get(signature);
+    if (found !== undefined) {
+      // Last used last: the first entry is the one to go.
+      this.#entries.delete(signature);
+      this.#entries.set(signature, found);
+    }
+    return found;
+  }
+
+  set(signature: string, result: CachedResult): void {
+    this.#remove(signature);
+    this.#entries.set(signature, result);
+    this.#bytes += sizeOf(result);
+    this.#trim();
+  }
+
+  /** A prompt of these signatures starts. */
+  begin(signatures: ReadonlySet<string>): void {
+    if (this.#mode.kind === "classic") {
+      for (const signature of this.#entries.keys()) {
+        if (!signatures.has(signature)) {
+          this.#remove(signature);
+        }
+      }
+    }
+  }
+
+  clear(): void {
+    this.#entries.clear();
+    this.#bytes = 0;
+  }
+
+  #remove(signature: string): void {
+    const known = this.#entries.get(signature);
+    if (known !== undefined) {
+      this.#bytes -= sizeOf(known);
+      this.#entries.delete(signature);
+    }
+  }
+
+  #isTooMuch(): boolean {
+    const mode = this.#mode;
+    if (mode.kind === "none" || (mode.kind === "lru" && this.#entries.size > mode.entries)) {
+      return true;
+    }
+    return this.#bytes > MAX_CACHED_BYTES || (this.#bytes > 0 && freemem() < MIN_FREE_BYTES);
+  }
+
+  #trim(): void {
+    for (const signature of this.#entries.keys()) {
+      if (!this.#isTooMuch()) {
+        return;
+      }
+      this.#remove(signature);
+    }
+  }
+}
+
+function sizeOf({ outputs }: CachedResult): number {
+  return outputs.reduce<number>((sum, value) => sum + bytesOf(value), 0);
+}
+
+export interface SignatureOptions {
+  readonly prompt: JsonObject;
+  readonly registry: NodeRegistry;
+  readonly folders: EngineFolders;
+}
+
+function isChangeError(): string {
+  // NaN in ComfyUI: equal to nothing, so the node always runs.
+  return `changed ${crypto.randomUUID()}`;
+}
+
+/** Signatures of all nodes of a prompt: class, inputs, fingerprint of files, and the same of everything upstream. */
+export async function signaturesOf(
+  options: SignatureOptions,
+): Promise<ReadonlyMap<string, string>> {
+  const { prompt, registry, folders } = options;
+  const known = new Map<string, string>();
+
+  async function inputText(value: JsonValue, path: ReadonlySet<string>): Promise<string> {
+    const link = linkOf(value);
+    return link === undefined || !Object.hasOwn(prompt, link.nodeId)
+      ? stringifyJson(value)
+      : `<${await signature(link.nodeId, path)}:${link.slot}>`;
+  }
+
+  async function signature(id: string, path: ReadonlySet<string>): Promise<string> {
+    const node = prompt[id];
+    const className = isJsonObject(node) ? String(node["class_type"]) : "";
+    const inputs = isJsonObject(node) && isJsonObject(node["inputs"]) ? node["inputs"] : {};
+    const ready = known.get(id);
+    if (ready !== undefined || path.has(id)) {
+      return ready ?? isChangeError();
+    }
+    const definition = registry.get(className);
+    const inside = new Set([...path, id]);
+    const parts: string[] = [className];
+    if (definition?.hidden?.includes("UNIQUE_ID") === true) {
+      parts.push(id);
+    }
+    if (definition?.fingerprint !== undefined) {
+      parts.push(await definition.fingerprint(inputs, folders).catch(isChangeError));
+    }
+    for (const name of Object.keys(inputs).sort()) {
+      parts.push(`${name}=${await inputText(inputs[name] ?? null, inside)}`);
+    }
+    const digest = new Bun.CryptoHasher("sha1").update(parts.join("\0")).digest("hex");
+    known.set(id, digest);
+    return digest;
+  }
+
+  for (const id of Object.keys(prompt)) {
+    await signature(id, new Set());
+  }
+  return known;
+}
