@@ -36,7 +36,7 @@ const Property = z.object({
   format: z.string().optional(),
   title: z.string().optional(),
   description: z.string().optional(),
-  default: z.unknown(),
+  default: z.unknown().optional(),
   nullable: z.boolean().optional(),
   deprecated: z.boolean().optional(),
   minimum: z.number().optional(),
