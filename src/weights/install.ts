@@ -514,6 +514,14 @@ export class Installer {
     for (;;) {
       const alone = performance.now() - seenAtMs > busyPatienceMs;
       const opened = await openPartial({ ...request, alone });
+      // Whoever had it may have published and let go since we looked.
+      const there = presentFile(job);
+      if (there !== undefined) {
+        if (!("busy" in opened)) {
+          opened.remove();
+        }
+        return presentWeight(job, there);
+      }
       if (!("busy" in opened)) {
         return opened;
       }
@@ -523,10 +531,6 @@ export class Installer {
         seenAtMs = performance.now();
       }
       await sleep(busyPollMs * (1 + Math.random()), signal);
-      const there = presentFile(job);
-      if (there !== undefined) {
-        return presentWeight(job, there);
-      }
     }
   }
 

@@ -229,6 +229,12 @@ export async function openPartial(request: PartialRequest): Promise<PartialFolde
     ...request.identity,
   };
   const claim = orphan ?? createAttempt(home);
+  if (orphan === undefined && request.alone !== true && hasRival(home, claim)) {
+    // Two began at once and neither saw the other coming. Whoever sees the other yields; both look again later.
+    closeSync(claim.lockFd);
+    rmSync(claim.path, { recursive: true, force: true });
+    return { busy: true, doneBytes: 0 };
+  }
   try {
     return await takeOver(claim, header, request.fresh === true);
   } catch (error) {
@@ -286,12 +292,28 @@ function createAttempt(home: string): Claim {
   }
 }
 
+function hasRival(home: string, claim: Claim): boolean {
+  return attemptsIn(home).some((path) => path !== claim.path && isAlive(path));
+}
+
+function isAlive(path: string): boolean {
+  const probed = lockOf(path);
+  if (typeof probed === "object") {
+    closeSync(probed.lockFd);
+    return false;
+  }
+  return probed === "alive";
+}
+
+function attemptsIn(home: string): string[] {
+  return readdirSync(home, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory() && !entry.name.startsWith(UNBORN))
+    .map((entry) => join(home, entry.name));
+}
+
 /** Takes over the richest attempt whose owner is gone; `busy` when one is alive; undefined when there is none. */
 function claimOrphan(home: string): Claim | BusyPartial | undefined {
-  const attempts = readdirSync(home, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory() && !entry.name.startsWith(UNBORN))
-    .map((entry) => join(home, entry.name))
-    .toSorted((one, other) => journalSize(other) - journalSize(one));
+  const attempts = attemptsIn(home).toSorted((one, other) => journalSize(other) - journalSize(one));
   let claimed: Claim | undefined;
   for (const path of attempts) {
     const claim = claimAttempt(path, home);
@@ -316,20 +338,34 @@ function journalSize(path: string): number {
   return statSync(join(path, "journal"), { throwIfNoEntry: false })?.size ?? 0;
 }
 
-function claimAttempt(path: string, home: string): Claim | "alive" | undefined {
+/** The lock of an attempt whose owner is gone. `vanished`: there is nothing to lock any more. */
+function lockOf(path: string): { lockFd: number; exclusive: boolean } | "alive" | "vanished" {
   let lockFd: number;
   try {
     lockFd = openSync(join(path, "owner"), "r+");
   } catch {
-    // No owner file: its maker died between two lines, or somebody else is removing it. Nothing to win.
-    return undefined;
+    // Its maker died between two lines, or somebody else is removing it.
+    return "vanished";
   }
-  const remote = REMOTE_FILE_SYSTEMS.has(freeSpace(path).type);
-  const locked = tryLock(lockFd);
-  const dead = locked === true ? !remote || isSilent(path) : locked === undefined && isDead(path);
-  if (!dead) {
+  try {
+    const remote = REMOTE_FILE_SYSTEMS.has(freeSpace(path).type);
+    const locked = tryLock(lockFd);
+    const dead = locked === true ? !remote || isSilent(path) : locked === undefined && isDead(path);
+    if (dead) {
+      return { lockFd, exclusive: locked === true && !remote };
+    }
+  } catch {
     closeSync(lockFd);
-    return "alive";
+    return "vanished";
+  }
+  closeSync(lockFd);
+  return "alive";
+}
+
+function claimAttempt(path: string, home: string): Claim | "alive" | undefined {
+  const lock = lockOf(path);
+  if (typeof lock === "string") {
+    return lock === "alive" ? lock : undefined;
   }
   const token = randomBytes(8).toString("hex");
   const mine = join(home, attemptName());
@@ -338,10 +374,10 @@ function claimAttempt(path: string, home: string): Claim | "alive" | undefined {
     renameSync(path, mine);
     writeFileSync(join(mine, "owner"), ownerText(token));
   } catch {
-    closeSync(lockFd);
+    closeSync(lock.lockFd);
     return undefined;
   }
-  return { path: mine, lockFd, token, exclusive: locked === true && !remote };
+  return { path: mine, token, ...lock };
 }
 
 /** Both times are the file system's own, so that no clock is compared with another. */

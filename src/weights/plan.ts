@@ -10,6 +10,7 @@ import { DownloadError, WeightError } from "../platform/errors.ts";
 import { fileAt, freeSpace } from "../platform/files.ts";
 import { formatSize } from "../platform/size.ts";
 import { partialState } from "./journal.ts";
+import { partialRootFor } from "./placing.ts";
 import type { InstallJob, Plan } from "./plan-types.ts";
 import { looksLikeArchive, sourceLabel } from "./sources.ts";
 
@@ -208,7 +209,7 @@ export function gatherFacts(
       fileSystems.set(device, { device, freeBytes, totalBytes, path: job.destination });
     }
     const file = presentFile(job);
-    const partial = partialState(jobKey(job), roots);
+    const partial = partialState(jobKey(job), [partialRootFor(jobKey(job), roots)]);
     destinations.set(jobKey(job), {
       device,
       present: file,

@@ -222,6 +222,22 @@ export class WeightServer implements Disposable {
     return this.requests.filter((request) => request.path === path && isFetch(request));
   }
 
+  /** How many different bytes of a file were asked for, since the nth request. */
+  askedBytes(path: string, since = 0): number {
+    const spans = this.requests
+      .slice(since)
+      .filter((request) => request.path === path && isFetch(request))
+      .map(({ range }) => range ?? { start: 0, end: Number.POSITIVE_INFINITY })
+      .toSorted((one, other) => one.start - other.start);
+    let bytes = 0;
+    let covered = 0;
+    for (const { start, end } of spans) {
+      bytes += Math.max(0, end + 1 - Math.max(start, covered));
+      covered = Math.max(covered, end + 1);
+    }
+    return bytes;
+  }
+
   [Symbol.dispose](): void {
     for (const socket of this.#sockets) {
       socket.destroy();

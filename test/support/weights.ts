@@ -32,7 +32,7 @@ export const QUICK: Partial<Tuning> = {
   headersTimeoutMs: 400,
   stallTimeoutMs: 300,
   slowBytesPerSecond: 20 * 1024,
-  slowWindowMs: 300,
+  slowWindowMs: 1000,
   attempts: 4,
   firstRetryDelayMs: 5,
   maxRetryDelayMs: 20,

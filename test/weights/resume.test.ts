@@ -1,0 +1,415 @@
+/** Kills, corrupted journals, several processes, full and missing disks (downloader.md D, 33–50). */
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import {
+  appendFileSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { join } from "node:path";
+import { AppError } from "../../src/platform/errors.ts";
+import type { PartialFolder } from "../../src/weights/journal.ts";
+import {
+  listPartials,
+  openPartial,
+  partialKey,
+  partialState,
+  removePartials,
+} from "../../src/weights/journal.ts";
+import type { TempDir } from "../support/temp-dir.ts";
+import { tempDir } from "../support/temp-dir.ts";
+import { file, isFetch, WeightServer, when } from "../support/weight-server.ts";
+import { job, quickInstaller, safetensors, sha256, sha256File } from "../support/weights.ts";
+
+const BODY = safetensors(3_000_000);
+const SHA = sha256(BODY);
+const PATH = "/w.safetensors";
+const CHUNK = 64 * 1024;
+
+let server: WeightServer;
+let dir: TempDir;
+let destination: string;
+
+beforeEach(async () => {
+  server = await WeightServer.start();
+  server.on(PATH, file(BODY));
+  dir = tempDir();
+  destination = dir.join("checkpoints", "w.safetensors");
+});
+
+afterEach(() => {
+  server[Symbol.dispose]();
+  dir[Symbol.dispose]();
+});
+
+function child(url = server.url(PATH)): Bun.Subprocess<"ignore", "pipe", "pipe"> {
+  const script = join(import.meta.dir, "../support/install-child.ts");
+  return Bun.spawn(["bun", script, dir.path, url, SHA, destination], {
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+}
+
+async function codeOf(run: Promise<unknown>): Promise<string> {
+  try {
+    await run;
+    return "ok";
+  } catch (error) {
+    if (error instanceof AppError) {
+      return error.code;
+    }
+    throw error;
+  }
+}
+
+/** Leaves a partial file with everything up to `stopAt`. */
+async function leavePartial(stopAt = 1_000_000): Promise<string> {
+  server.on(
+    PATH,
+    when(
+      (one) => (one.range?.start ?? 0) >= stopAt,
+      (_one, reply) => reply.send(500),
+      file(BODY),
+    ),
+  );
+  await using installer = quickInstaller(dir.path);
+  expect(
+    await codeOf(installer.install([job(destination, server.url(PATH), { sha256: SHA })])),
+  ).toBe("SERVER_ERROR");
+  server.on(PATH, file(BODY));
+  const home = join(dir.path, ".cog-partial", partialKey(destination));
+  const [attempt = ""] = readdirSync(home);
+  return join(home, attempt);
+}
+
+async function resume(): Promise<number> {
+  const before = server.requests.length;
+  await using installer = quickInstaller(dir.path);
+  await installer.install([job(destination, server.url(PATH), { sha256: SHA })]);
+  expect(sha256File(destination)).toBe(SHA);
+  expect(listPartials([dir.path])).toEqual([]);
+  return server.askedBytes(PATH, before);
+}
+
+describe("after a kill", () => {
+  test("D33: SIGKILL at random moments of a real process; each start goes on and the last one ends whole", async () => {
+    server.on(PATH, file(BODY, { bytesPerSecond: 150_000 }));
+    let kept = 0;
+    for (let round = 0; round < 4; round += 1) {
+      const running = child();
+      while ((partialState(destination, [dir.path])?.doneBytes ?? 0) <= kept) {
+        await Bun.sleep(5);
+      }
+      await Bun.sleep(Math.random() * 60);
+      running.kill("SIGKILL");
+      await running.exited;
+      expect(existsSync(destination)).toBe(false);
+      kept = partialState(destination, [dir.path])?.doneBytes ?? 0;
+    }
+    server.on(PATH, file(BODY));
+    expect(await resume()).toBe(BODY.length - kept);
+  }, 20_000);
+
+  test("D40: five processes for one file fetch it once", async () => {
+    server.on(PATH, file(BODY, { bytesPerSecond: 1_000_000 }));
+    const all = [1, 2, 3, 4, 5].map(() => child());
+    const texts = await Promise.all(all.map((one) => new Response(one.stdout).text()));
+    expect(texts.filter((text) => text.includes("installed true"))).toHaveLength(1);
+    expect(texts.filter((text) => text.includes("installed false"))).toHaveLength(4);
+    expect(sha256File(destination)).toBe(SHA);
+    expect(server.requests.filter((one) => one.range?.start === 0 && isFetch(one)).length).toBe(1);
+  }, 20_000);
+
+  test("a waiting process takes over when the one at work is killed", async () => {
+    server.on(PATH, file(BODY, { bytesPerSecond: 200_000 }));
+    const first = child();
+    while ((partialState(destination, [dir.path])?.doneBytes ?? 0) === 0) {
+      await Bun.sleep(10);
+    }
+    const second = child();
+    await second.stdout.getReader().read();
+    first.kill("SIGKILL");
+    server.on(PATH, file(BODY));
+    expect(await second.exited).toBe(0);
+    expect(sha256File(destination)).toBe(SHA);
+  }, 20_000);
+});
+
+describe("D35: a partial file after a power loss", () => {
+  function zero(path: string, start: number, length: number): void {
+    const fd = openSync(path, "r+");
+    writeSync(fd, Buffer.alloc(length), 0, length, start);
+    closeSync(fd);
+  }
+
+  test("with zeroed blocks has just those chunks fetched again", async () => {
+    const attempt = await leavePartial();
+    const done = partialState(destination, [dir.path])?.doneBytes ?? 0;
+    zero(join(attempt, "data"), 3 * CHUNK + 100, 512);
+    zero(join(attempt, "data"), 7 * CHUNK, CHUNK);
+    expect(await resume()).toBe(BODY.length - done + 2 * CHUNK);
+  });
+
+  test("with truncated data loses what is beyond", async () => {
+    const attempt = await leavePartial();
+    truncateSync(join(attempt, "data"), 5 * CHUNK + 1);
+    expect(await resume()).toBe(BODY.length - 5 * CHUNK);
+  });
+
+  test("with a torn last line loses one chunk at most", async () => {
+    const attempt = await leavePartial();
+    appendFileSync(join(attempt, "journal"), "c 44 ffff");
+    const done = partialState(destination, [dir.path])?.doneBytes ?? 0;
+    expect(await resume()).toBe(BODY.length - done);
+  });
+
+  test("with a line that lies about a chunk never there does not believe it", async () => {
+    const attempt = await leavePartial();
+    const done = partialState(destination, [dir.path])?.doneBytes ?? 0;
+    appendFileSync(
+      join(attempt, "journal"),
+      "c 44 00000000 00\nc 99999 00000000 00\nx\n\u0000\u0000\n",
+    );
+    expect(await resume()).toBe(BODY.length - done);
+  });
+
+  for (const [what, spoil] of [
+    ["an empty journal", (path: string) => writeFileSync(path, "")],
+    [
+      "a journal of another version",
+      (path: string) => writeFileSync(path, readFileSync(path, "utf8").replace('"v":1', '"v":2')),
+    ],
+    ["no journal", (path: string) => rmSync(path)],
+    ["a journal of rubbish", (path: string) => writeFileSync(path, Buffer.alloc(5000, 0xfe))],
+  ] as const) {
+    test(`with ${what} starts over`, async () => {
+      spoil(join(await leavePartial(), "journal"));
+      expect(await resume()).toBe(BODY.length);
+    });
+  }
+
+  test("without its data starts over", async () => {
+    rmSync(join(await leavePartial(), "data"));
+    expect(await resume()).toBe(BODY.length);
+  });
+});
+
+describe("a partial file", () => {
+  test("D16: of another version on the server is thrown away, not mixed in", async () => {
+    await leavePartial();
+    server.on(PATH, file(BODY, { etag: '"another"' }));
+    expect(await resume()).toBe(BODY.length);
+  });
+
+  test("without any validator is not resumed", async () => {
+    server.on(
+      PATH,
+      when(
+        (one) => (one.range?.start ?? 0) >= 1_000_000,
+        (_one, reply) => reply.send(500),
+        file(BODY, { etag: null }),
+      ),
+    );
+    await using installer = quickInstaller(dir.path);
+    expect(await codeOf(installer.install([job(destination, server.url(PATH))]))).toBe(
+      "SERVER_ERROR",
+    );
+    server.on(PATH, file(BODY, { etag: null }));
+    expect(await resume()).toBe(BODY.length);
+  });
+
+  test("goes on at a mirror when both state the same hash", async () => {
+    using mirror = await WeightServer.start();
+    mirror.on(PATH, file(BODY, { etag: '"mirror"' }));
+    const stated = (url: string) => ({ url, trust: "operator" as const, sha256: SHA });
+    server.on(
+      PATH,
+      when(
+        (one) => (one.range?.start ?? 0) >= 1_000_000,
+        (_one, reply) => reply.send(500),
+        file(BODY),
+      ),
+    );
+    await using installer = quickInstaller(dir.path);
+    await installer.install([
+      job(destination, [], { sources: [stated(server.url(PATH)), stated(mirror.url(PATH))] }),
+    ]);
+    expect(sha256File(destination)).toBe(SHA);
+    expect(
+      mirror.requests.filter(isFetch).every(({ range }) => (range?.start ?? 0) >= 900_000),
+    ).toBe(true);
+  });
+
+  test("that nobody works on can be removed, one in use can't", async () => {
+    await leavePartial();
+    expect(removePartials([dir.path], 1e9)).toEqual([]);
+    expect(removePartials([dir.path], -1)).toHaveLength(1);
+    expect(listPartials([dir.path])).toEqual([]);
+  });
+});
+
+describe("owners", () => {
+  const identity = {
+    sizeBytes: 3 * CHUNK,
+    etag: '"e"',
+    lastModified: null,
+    sha256: null,
+    url: "http://h/x",
+  };
+  const open = async (more: { alone?: boolean } = {}) =>
+    await openPartial({
+      root: dir.join(".cog-partial"),
+      name: "x",
+      destination: "/x",
+      identity,
+      chunkBytes: CHUNK,
+      ...more,
+    });
+
+  function mine(opened: Awaited<ReturnType<typeof open>>): PartialFolder {
+    if ("busy" in opened) {
+      throw new Error("the folder is taken");
+    }
+    return opened;
+  }
+
+  test("a second one is told that the first one lives, until it lets go", async () => {
+    const first = mine(await open());
+    expect(await open()).toMatchObject({ busy: true });
+    first[Symbol.dispose]();
+    mine(await open()).remove();
+    expect(readdirSync(dir.join(".cog-partial"))).toEqual([]);
+  });
+
+  test("D41: an owner of its own never shares a data file", async () => {
+    const first = mine(await open());
+    const second = mine(await open({ alone: true }));
+    expect(second.dataPath).not.toBe(first.dataPath);
+    first.remove();
+    second.remove();
+  });
+
+  test("D43: an owner whose folder was taken over notices and stops", async () => {
+    const first = mine(await open());
+    first.beat();
+    writeFileSync(join(first.path, "owner"), '{"token":"somebody else"}');
+    expect(() => first.beat()).toThrow("took over");
+    rmSync(first.path, { recursive: true });
+    expect(() => first.beat()).toThrow("has gone");
+  });
+
+  test("D47: a folder that disappears midway ends the download with its reason, and the next start is clean", async () => {
+    server.on(PATH, file(BODY, { bytesPerSecond: 500_000 }));
+    await using installer = quickInstaller(dir.path);
+    const running = installer.install([job(destination, server.url(PATH))], {
+      onProgress: ({ doneBytes }) => {
+        if (doneBytes > 200_000) {
+          rmSync(dir.join(".cog-partial"), { recursive: true, force: true });
+        }
+      },
+    });
+    expect(await codeOf(running)).toBe("IO_ERROR");
+    expect(existsSync(destination)).toBe(false);
+    server.on(PATH, file(BODY));
+    await resume();
+  });
+});
+
+describe("disks", () => {
+  test("D38: a models folder that can't be made says so", async () => {
+    writeFileSync(dir.join("file"), "in the way");
+    await using installer = quickInstaller(dir.join("file", "models"));
+    const code = await codeOf(
+      installer.install([job(dir.join("file", "models", "w.safetensors"), server.url(PATH))]),
+    );
+    expect(["IO_ERROR", "PATH_UNWRITABLE"]).toContain(code);
+  });
+
+  test("D38: a name too long for the file system says so", async () => {
+    await using installer = quickInstaller(dir.path);
+    const long = dir.join("checkpoints", `${"n".repeat(300)}.safetensors`);
+    expect(await codeOf(installer.install([job(long, server.url(PATH))]))).toBe("IO_ERROR");
+  });
+
+  const canMount = process.platform === "linux" && process.getuid?.() === 0;
+  /** A file system of this many bytes, if this process may make one. */
+  async function small(bytes: number): Promise<(AsyncDisposable & { path: string }) | undefined> {
+    const path = dir.join("small");
+    mkdirSync(path);
+    const mounted =
+      canMount &&
+      (await Bun.$`mount -t tmpfs -o size=${bytes} tmpfs ${path}`.quiet().nothrow()).exitCode === 0;
+    return mounted
+      ? {
+          path,
+          [Symbol.asyncDispose]: async () =>
+            void (await Bun.$`umount -l ${path}`.quiet().nothrow()),
+        }
+      : undefined;
+  }
+
+  test.skipIf(!canMount)(
+    "D36: a disk that is full says need and have, before a byte is fetched",
+    async () => {
+      await using disk = await small(1_000_000);
+      if (disk === undefined) {
+        return;
+      }
+      await using installer = quickInstaller(disk.path);
+      expect(
+        await codeOf(installer.install([job(join(disk.path, "w.safetensors"), server.url(PATH))])),
+      ).toBe("NO_SPACE");
+      expect(server.requests.filter(isFetch)).toEqual([]);
+    },
+  );
+
+  test.skipIf(!canMount)(
+    "D36: space that others take midway ends with NO_SPACE, keeps the bytes, and goes on when there is room",
+    async () => {
+      await using disk = await small(4_500_000);
+      if (disk === undefined) {
+        return;
+      }
+      const target = join(disk.path, "checkpoints", "w.safetensors");
+      // Without ranges nothing is reserved beforehand: the disk fills up under the stream.
+      const whole = file(BODY, { ranges: false });
+      server.on(PATH, async (request, reply) => {
+        if (isFetch(request)) {
+          writeFileSync(join(disk.path, "others"), Buffer.alloc(3_000_000));
+        }
+        await whole(request, reply);
+      });
+      await using installer = quickInstaller(disk.path);
+      const wanted = job(target, server.url(PATH), { sha256: SHA });
+      expect(await codeOf(installer.install([wanted]))).toBe("NO_SPACE");
+      expect(existsSync(target)).toBe(false);
+      rmSync(join(disk.path, "others"));
+      server.on(PATH, file(BODY));
+      await installer.install([wanted]);
+      expect(sha256File(target)).toBe(SHA);
+    },
+  );
+
+  test.skipIf(!canMount)(
+    "D45: a category folder on a file system of its own gets its file too",
+    async () => {
+      await using disk = await small(8_000_000);
+      if (disk === undefined) {
+        return;
+      }
+      const models = dir.join("models");
+      mkdirSync(models);
+      await using installer = quickInstaller(models);
+      const target = join(disk.path, "w.safetensors");
+      await installer.install([job(target, server.url(PATH), { sha256: SHA })]);
+      expect(sha256File(target)).toBe(SHA);
+    },
+  );
+});
