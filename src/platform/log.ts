@@ -97,6 +97,47 @@ export function createLogger(options: LogOptions = {}): Logger {
   return make("cog_comfyui", {});
 }
 
+/** A logger whose lines of level info and above also go to `write`, as plain text: the log of a prediction. */
+export function teeLogger(logger: Logger, write: ((line: string) => void) | undefined): Logger {
+  if (write === undefined) {
+    return logger;
+  }
+  return {
+    debug: (message, fields) => logger.debug(message, fields),
+    info: (message, fields) => {
+      logger.info(message, fields);
+      write(message);
+    },
+    warn: (message, fields) => {
+      logger.warn(message, fields);
+      write(`Warning: ${message}`);
+    },
+    error: (message, fields) => {
+      logger.error(message, fields);
+      write(`Error: ${message}`);
+    },
+    child: (target, fields) => teeLogger(logger.child(target, fields), write),
+  };
+}
+
+/** Level and format of the log as Cog's server reads them: garbage means the default (cog_protocol.md §15.1). */
+export function logSettings(variables: {
+  readonly COG_LOG_LEVEL?: string | undefined;
+  readonly LOG_FORMAT?: string | undefined;
+}): { readonly level: LogLevel; readonly format: LogFormat } {
+  const levels: Readonly<Record<string, LogLevel>> = {
+    debug: "debug",
+    info: "info",
+    warn: "warn",
+    warning: "warn",
+    error: "error",
+  };
+  return {
+    level: levels[(variables.COG_LOG_LEVEL ?? "").toLowerCase()] ?? "info",
+    format: variables.LOG_FORMAT === "console" ? "console" : "json",
+  };
+}
+
 /** A logger that says nothing, for callers that want none. */
 export const silentLogger: Logger = {
   debug: () => undefined,

@@ -1,0 +1,366 @@
+/**
+ * `ComfyUI`: one ComfyUI and everything a workflow needs of it, method for method the original's `comfyui.py`. Each
+ * method says what happens; how is in `src/workflow`, `src/weights`, `src/media` and `src/comfy`.
+ */
+import { rm } from "node:fs/promises";
+import type { Engine, RunProgress, RunResult } from "./src/comfy/engine.ts";
+import { prefixOutputs } from "./src/comfy/prefix.ts";
+import { runWorkflow } from "./src/comfy/run.ts";
+import { startEngine } from "./src/comfy/start.ts";
+import type { PlacedInputs } from "./src/media/inputs.ts";
+import { placeInputs } from "./src/media/inputs.ts";
+import { collectOutputs } from "./src/media/outputs.ts";
+import { InputShelf } from "./src/media/shelf.ts";
+import { readWorkflowSource } from "./src/media/workflow-source.ts";
+import type { Config } from "./src/platform/env.ts";
+import { readConfig } from "./src/platform/env.ts";
+import { EngineError } from "./src/platform/errors.ts";
+import { AddressGuard } from "./src/platform/guard.ts";
+import { HttpClient } from "./src/platform/http.ts";
+import type { JsonObject } from "./src/platform/json.ts";
+import type { Logger } from "./src/platform/log.ts";
+import { silentLogger } from "./src/platform/log.ts";
+import { formatSize } from "./src/platform/size.ts";
+import type { Tokens } from "./src/weights/credentials.ts";
+import { extractWeights, weightNames } from "./src/weights/extract.ts";
+import type { InstallProgress, Trust } from "./src/weights/plan-types.ts";
+import { decideDownload } from "./src/weights/policy.ts";
+import type { Validation, WeightRef } from "./src/weights/refs.ts";
+import { weightsMissing } from "./src/weights/report.ts";
+import { respellWeights } from "./src/weights/respell.ts";
+import { NodeDefinitions } from "./src/workflow/definitions.ts";
+import type { UsedSeed } from "./src/workflow/edits.ts";
+import { randomiseSeeds } from "./src/workflow/edits.ts";
+import type { Workflow } from "./src/workflow/graph.ts";
+import { parseWorkflow } from "./src/workflow/parse.ts";
+import { WeightsDownloader } from "./weights_downloader.ts";
+
+export interface ComfyUIOptions {
+  readonly config?: Config | undefined;
+  readonly log?: Logger | undefined;
+  readonly weights?: WeightsDownloader | undefined;
+}
+
+/** A workflow as callers may give it: read already, an object, or text. */
+export type GivenWorkflow = Workflow | JsonObject | string;
+
+/** What a request wants done about its weights. */
+export interface WeightsRequest {
+  readonly skipCheck?: boolean;
+  readonly downloadMissing?: boolean;
+  readonly tokens?: Tokens;
+  readonly signal?: AbortSignal | undefined;
+  readonly log?: Logger | undefined;
+  readonly onProgress?: ((progress: InstallProgress) => void) | undefined;
+}
+
+/** What one run needs beside its workflow. */
+export interface RunRequest {
+  readonly signal?: AbortSignal | undefined;
+  readonly log?: Logger | undefined;
+  readonly onProgress?: ((progress: RunProgress) => void) | undefined;
+  readonly resetCache?: boolean;
+}
+
+export class ComfyUI implements AsyncDisposable {
+  readonly config: Config;
+  readonly weights: WeightsDownloader;
+  readonly #log: Logger;
+  /** For what a client names. */
+  readonly #clientHttp: HttpClient;
+  /** For what the operator names. */
+  readonly #operatorHttp: HttpClient;
+  #engine: Engine | undefined;
+  #shelf: InputShelf | undefined;
+  #definitions: NodeDefinitions | undefined;
+
+  /** With no argument it takes its settings from the environment. */
+  constructor(options: ComfyUIOptions = {}) {
+    this.config = options.config ?? readConfig();
+    this.#log = options.log ?? silentLogger;
+    this.weights =
+      options.weights ?? new WeightsDownloader({ config: this.config, log: this.#log });
+    const proxy = {
+      http: this.config.HTTP_PROXY,
+      https: this.config.HTTPS_PROXY,
+      no: this.config.NO_PROXY,
+    };
+    this.#clientHttp = new HttpClient({
+      guard: new AddressGuard(this.config.ALLOW_PRIVATE_NETWORK),
+      proxy,
+    });
+    this.#operatorHttp = new HttpClient({ proxy });
+  }
+
+  /** The engine's classes once it runs, ComfyUI's own from the committed table until then. */
+  get definitions(): NodeDefinitions {
+    return this.#definitions ?? NodeDefinitions.core();
+  }
+
+  /** Why the engine is unhealthy; undefined while all is well. */
+  get unhealthy(): string | undefined {
+    return this.#engine?.unhealthy;
+  }
+
+  get engineKind(): Engine["kind"] | undefined {
+    return this.#engine?.kind;
+  }
+
+  /** Starts the engine, or connects to one elsewhere, and learns what it knows. @throws EngineError */
+  async start_server(signal?: AbortSignal): Promise<void> {
+    const engine = await startEngine({
+      config: this.config,
+      log: this.#log.child("comfyui"),
+      signal,
+    });
+    this.#engine = engine;
+    this.#shelf = new InputShelf(engine);
+    const [objectInfo, folders] = await Promise.all([
+      engine.client.objectInfo(signal),
+      engine.client.folderPaths(signal),
+    ]);
+    this.#definitions = NodeDefinitions.fromObjectInfo(objectInfo);
+    this.weights.use_engine_folders(folders);
+  }
+
+  is_server_running(): boolean {
+    return this.#engine !== undefined && this.#engine.unhealthy === undefined;
+  }
+
+  /**
+   * Reads a workflow in any form: text, URL, data URL, object; a path only where the operator gives it.
+   * @throws InputError WORKFLOW_INVALID, WORKFLOW_UNREADABLE, FETCH_FAILED, FETCH_REFUSED
+   */
+  async load_workflow(
+    given: GivenWorkflow,
+    options: { trust?: Trust; signal?: AbortSignal | undefined } = {},
+  ): Promise<Workflow> {
+    if (isWorkflow(given)) {
+      return given;
+    }
+    const isOperator = options.trust === "operator";
+    const source =
+      typeof given === "string"
+        ? await readWorkflowSource(given, {
+            http: isOperator ? this.#operatorHttp : this.#clientHttp,
+            allowPaths: isOperator,
+            signal: options.signal,
+          })
+        : given;
+    return parseWorkflow(source, { definitions: this.#definitions });
+  }
+
+  /** The weights a workflow needs: as it spells them, in node order, once each. */
+  extract_required_weights(workflow: GivenWorkflow): string[] {
+    return weightNames(this.find_weights(asWorkflow(workflow)));
+  }
+
+  /** The same with node, input, folder and reason. */
+  find_weights(workflow: Workflow): WeightRef[] {
+    return extractWeights(workflow, { definitions: this.#definitions });
+  }
+
+  /** `[all_exist, missing]` for a workflow. Local: no network, a stat per file, integrity included. */
+  validate_weights_exist(workflow: GivenWorkflow, skipCheck = false): [boolean, string[]] {
+    if (skipCheck) {
+      return [true, []];
+    }
+    const { missing } = this.check_weights(asWorkflow(workflow));
+    return [missing.length === 0, missing.map(({ ref }) => ref.name)];
+  }
+
+  /** The same as a full report: what is there, missing, broken, uncertain, ignored. */
+  check_weights(workflow: Workflow, trust: Trust = "request"): Validation {
+    return this.weights.validate(this.find_weights(workflow), {
+      ignore: workflow.ignoredWeights,
+      trust,
+    });
+  }
+
+  weight_exists(name: string): boolean {
+    return this.weights.weight_exists(name);
+  }
+
+  /**
+   * Makes sure that everything is there, and spells names as the engine lists them. Downloads only where the operator's
+   * policy and the request say so.
+   * @throws WeightError WEIGHTS_MISSING with one report of everything that is missing
+   */
+  async handle_weights(given: GivenWorkflow, request: WeightsRequest = {}): Promise<Workflow> {
+    const workflow = asWorkflow(given);
+    const log = request.log ?? this.#log;
+    if (request.skipCheck === true) {
+      log.warn(
+        "skip_weight_check: no weight was checked and none will be fetched. ComfyUI may fail while it loads.",
+      );
+      return workflow;
+    }
+    const started = performance.now();
+    let validation = this.check_weights(workflow);
+    if (validation.missing.length > 0) {
+      validation = await this.fetchMissing(workflow, validation, request);
+    }
+    this.tell(validation, performance.now() - started, log);
+    const { graph, respelled } = respellWeights(workflow.graph, validation.present);
+    for (const { nodeId, from, to } of respelled) {
+      log.info(`Node ${nodeId}: "${from}" is given to ComfyUI as "${to}"`);
+    }
+    return { ...workflow, graph };
+  }
+
+  /** Brings input files to the engine and rewrites the graph. Dispose what it returns when the run is over. */
+  async handle_inputs(
+    workflow: Workflow,
+    options: {
+      inputFile?: string | undefined;
+      signal?: AbortSignal | undefined;
+      log?: Logger | undefined;
+    } = {},
+  ): Promise<PlacedInputs> {
+    return await placeInputs(workflow.graph, {
+      shelf: this.requireShelf(),
+      http: this.#clientHttp,
+      log: options.log ?? this.#log,
+      signal: options.signal,
+      inputFile: options.inputFile,
+      definitions: this.#definitions,
+    });
+  }
+
+  /** Queues the workflow and waits for its end. @throws EngineError with node, class and reason; CanceledError */
+  async run_workflow(workflow: Workflow, request: RunRequest = {}): Promise<RunResult> {
+    const { PREDICT_TIMEOUT: total, STALL_TIMEOUT: stall } = this.config;
+    const graph = prefixOutputs(workflow.graph, crypto.randomUUID());
+    return await runWorkflow(this.requireEngine(), graph, {
+      log: request.log ?? this.#log,
+      signal: request.signal,
+      onProgress: request.onProgress,
+      uiWorkflow: workflow.ui,
+      resetCache: request.resetCache,
+      deadlines: {
+        totalMs: total === undefined ? undefined : total * 1000,
+        stallMs: stall === undefined ? undefined : stall * 1000,
+      },
+    });
+  }
+
+  /** New seeds for every seed that is a number; says which were set. */
+  randomise_seeds(workflow: Workflow): { workflow: Workflow; used: UsedSeed[] } {
+    const { graph, used } = randomiseSeeds(workflow.graph);
+    return { workflow: { ...workflow, graph }, used };
+  }
+
+  /** Forgets computed results, so that every node runs again. */
+  async reset_execution_cache(signal?: AbortSignal): Promise<void> {
+    await this.requireEngine().client.free({ unloadModels: false, freeMemory: true }, signal);
+  }
+
+  /** The files this run reported, in node and batch order. @throws EngineError OUTPUT_MISSING */
+  async get_files(
+    result: RunResult,
+    options: {
+      folder: string;
+      returnTempFiles?: boolean;
+      signal?: AbortSignal | undefined;
+      log?: Logger | undefined;
+    },
+  ): Promise<string[]> {
+    return await collectOutputs(this.requireEngine(), result, {
+      folder: options.folder,
+      returnTempFiles: options.returnTempFiles === true,
+      log: options.log ?? this.#log,
+      signal: options.signal,
+    });
+  }
+
+  /** Removes files of earlier runs. */
+  async cleanup(paths: readonly string[]): Promise<void> {
+    await Promise.all(paths.map((path) => rm(path, { recursive: true, force: true })));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#engine?.[Symbol.asyncDispose]();
+    this.#engine = undefined;
+    await Promise.all([
+      this.weights[Symbol.asyncDispose](),
+      this.#clientHttp.close(),
+      this.#operatorHttp.close(),
+    ]);
+  }
+
+  private async fetchMissing(
+    workflow: Workflow,
+    validation: Validation,
+    request: WeightsRequest,
+  ): Promise<Validation> {
+    const decision = decideDownload(this.config.WEIGHTS_POLICY, request.downloadMissing === true);
+    const unsourced = validation.missing.filter(
+      (missing) => this.weights.resolve(missing, "request").kind !== "jobs",
+    );
+    if (decision.action === "fail" || unsourced.length > 0) {
+      throw weightsMissing(validation, this.weights.manifest, {
+        why: decision.action === "fail" ? decision.why : undefined,
+        canRequestDownload: this.config.WEIGHTS_POLICY !== "fail",
+      });
+    }
+    const log = request.log ?? this.#log;
+    const jobs = validation.missing.flatMap((missing) => this.weights.jobs_for(missing, "request"));
+    log.info(
+      `Fetching ${jobs.length} missing weight${jobs.length === 1 ? "" : "s"}: ${jobs.map(({ name }) => name).join(", ")}`,
+    );
+    const installed = await this.weights.install(jobs, {
+      signal: request.signal,
+      onProgress: request.onProgress,
+      requestTokens: request.tokens,
+      maxBytes: this.config.WEIGHTS_REQUEST_MAX_BYTES,
+    });
+    for (const { name, sizeBytes, source } of installed) {
+      log.info(`Fetched and verified ${name} (${formatSize(sizeBytes)}) from ${source}`);
+    }
+    const after = this.check_weights(workflow);
+    if (after.missing.length > 0) {
+      throw weightsMissing(after, this.weights.manifest);
+    }
+    return after;
+  }
+
+  private tell(validation: Validation, tookMs: number, log: Logger): void {
+    const count = validation.present.length;
+    log.info(
+      `${count} weight${count === 1 ? "" : "s"} checked in ${tookMs.toFixed(1)} ms, all there`,
+    );
+    for (const { ref, state } of validation.warnings) {
+      log.warn(
+        `${ref.name} is ${state}, as far as can be told (node ${ref.nodeId ?? "?"}, ${ref.reason}); going on`,
+      );
+    }
+    for (const ref of validation.ignored) {
+      log.info(`${ref.name} is not there and ignored, as asked`);
+    }
+  }
+
+  private requireEngine(): Engine {
+    if (this.#engine === undefined) {
+      throw new EngineError("ENGINE_UNAVAILABLE", "ComfyUI has not been started", {
+        hint: "Call start_server() first.",
+      });
+    }
+    return this.#engine;
+  }
+
+  private requireShelf(): InputShelf {
+    this.requireEngine();
+    this.#shelf ??= new InputShelf(this.requireEngine());
+    return this.#shelf;
+  }
+}
+
+function isWorkflow(given: GivenWorkflow): given is Workflow {
+  return (
+    typeof given === "object" && "graph" in given && "requiredWeights" in given && "notes" in given
+  );
+}
+
+function asWorkflow(given: GivenWorkflow): Workflow {
+  return isWorkflow(given) ? given : parseWorkflow(given);
+}

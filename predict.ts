@@ -1,0 +1,342 @@
+#!/usr/bin/env bun
+/**
+ * The model's public contract: its inputs, and the `Predictor` whose `setup` and `predict` read as what happens. Also the
+ * composition root and the entry of everything: without a command it is the Cog server, with one the command line.
+ */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import type { GivenWorkflow, WeightsRequest } from "./comfyui.ts";
+import { ComfyUI } from "./comfyui.ts";
+import { runMain } from "./src/cli/main.ts";
+import {
+  boolInput,
+  choiceInput,
+  fileInput,
+  intInput,
+  secretInput,
+  stringInput,
+} from "./src/cog/inputs.ts";
+import type { CogModel } from "./src/cog/predictor.ts";
+import { OutputFile } from "./src/cog/predictor.ts";
+import { progressLine } from "./src/comfy/progress-line.ts";
+import type { PlacedInputs } from "./src/media/inputs.ts";
+import { optimiseOutputs } from "./src/media/optimise.ts";
+import type { Config } from "./src/platform/env.ts";
+import { fromProject, readConfig } from "./src/platform/env.ts";
+import { EngineError, InputError } from "./src/platform/errors.ts";
+import type { Logger } from "./src/platform/log.ts";
+import { silentLogger, teeLogger } from "./src/platform/log.ts";
+import { describePlan, planInstall } from "./src/weights/plan.ts";
+import type { InstallJob } from "./src/weights/plan-types.ts";
+import { weightsMissing } from "./src/weights/report.ts";
+import type { Workflow } from "./src/workflow/graph.ts";
+import { parseWorkflow } from "./src/workflow/parse.ts";
+import { WeightsDownloader } from "./weights_downloader.ts";
+
+/** The inputs of a prediction. The first nine are fixed: the original's seven, then the two of the weight check. */
+export const PredictInput = z.object({
+  workflow_json: stringInput({
+    description:
+      "Your ComfyUI workflow: JSON text or a URL to it, in API or UI format, or the word input_file when the uploaded file is the workflow. Empty: the preloaded workflow, else an example.",
+    default: "",
+  }),
+  input_file: fileInput({
+    description:
+      "An image, a video, a sound, or a tar or zip of several: files that the workflow loads.",
+  }),
+  return_temp_files: boolInput({
+    description: "Also return temporary files, such as previews. Useful for debugging.",
+    default: false,
+  }),
+  output_format: choiceInput(["webp", "jpg", "png"], {
+    description: "Format of the output images.",
+    default: "webp",
+  }),
+  output_quality: intInput({
+    description:
+      "Quality of the output images, from 0 to 100. 100 is best, 0 is lowest. PNG loses nothing at any quality.",
+    default: 95,
+    min: 0,
+    max: 100,
+  }),
+  randomise_seeds: boolInput({
+    description: "Give every seed (seed, noise_seed, rand_seed) a random value.",
+    default: true,
+  }),
+  force_reset_cache: boolInput({
+    description: "Make every node run again, whatever ComfyUI remembers of earlier runs.",
+    default: false,
+  }),
+  skip_weight_check: boolInput({
+    description:
+      "Not recommended: run without checking that the weights are there. ComfyUI then fails on its own, later.",
+    default: false,
+  }),
+  download_missing_weights: boolInput({
+    description:
+      "Download missing weights during this prediction instead of failing at once. Refused where the operator forbids it.",
+    default: false,
+  }),
+  hf_api_token: secretInput({
+    description: "Hugging Face token, used for the downloads of this prediction only.",
+  }),
+  civitai_api_token: secretInput({
+    description: "Civitai token, used for the downloads of this prediction only.",
+  }),
+});
+export type PredictInput = z.output<typeof PredictInput>;
+
+/** What a caller may hand over beside the input. */
+export interface RunContext {
+  readonly signal?: AbortSignal | undefined;
+  /** Gets every line that belongs to this run. */
+  readonly log?: ((line: string) => void) | undefined;
+}
+
+/** Runs when no workflow is given and none is preloaded: needs no weight and no input. */
+const EXAMPLE_WORKFLOW = "examples/api_workflows/blend.json";
+/** The `workflow_json` that means "the uploaded file is the workflow". */
+const WORKFLOW_IS_INPUT_FILE = "input_file";
+
+export class Predictor implements AsyncDisposable {
+  readonly config: Config;
+  readonly weights: WeightsDownloader;
+  readonly comfyui: ComfyUI;
+  readonly #log: Logger;
+
+  /** With no argument it takes its settings from the environment. */
+  constructor(options: { readonly config?: Config; readonly log?: Logger } = {}) {
+    this.config = options.config ?? readConfig();
+    this.#log = options.log ?? silentLogger;
+    this.weights = new WeightsDownloader({ config: this.config, log: this.#log });
+    this.comfyui = new ComfyUI({ config: this.config, log: this.#log, weights: this.weights });
+  }
+
+  /**
+   * Once, before the first prediction: everything common is fetched and verified while ComfyUI boots. A step that fails
+   * ends setup with its reason.
+   */
+  async setup(weights?: string, context: RunContext = {}): Promise<void> {
+    const ending = new AbortController();
+    const signals = [ending.signal, ...(context.signal === undefined ? [] : [context.signal])];
+    const signal = AbortSignal.any(signals);
+    const booting = this.comfyui.start_server(signal);
+    try {
+      await Promise.all([this.preload(weights, { ...context, signal }), booting]);
+    } catch (error) {
+      ending.abort();
+      await booting.catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** The weights part of setup, in the guide's order: user weights, base kit, workflows. */
+  async preload(weights?: string, context: RunContext = {}): Promise<void> {
+    await this.weights.load_manifest(context.signal);
+    await this.handle_user_weights(weights ?? this.config.COG_WEIGHTS, context);
+    for (const kit of this.config.BASE_MODEL_KIT) {
+      await this.preload_base_kit(kit, context);
+    }
+    for (const workflow of this.config.PRELOAD_WORKFLOW) {
+      await this.preload_workflow_weights(workflow, context);
+    }
+  }
+
+  /** Runs one workflow. @returns absolute paths of the output files, in node and batch order */
+  async predict(input: Partial<PredictInput>, context: RunContext = {}): Promise<string[]> {
+    const wanted = PredictInput.parse(input);
+    const run = { signal: context.signal, log: teeLogger(this.#log, context.log) };
+    const given = await this.loadWorkflow(wanted, run);
+    const checked = await this.comfyui.handle_weights(given, { ...weightsRequest(wanted), ...run });
+    const workflow = this.setSeeds(checked, wanted, run.log);
+    using placed = await this.handle_input_file(workflow, workflowInput(wanted), context);
+    const result = await this.comfyui.run_workflow(
+      { ...workflow, graph: placed.graph },
+      {
+        ...run,
+        resetCache: wanted.force_reset_cache || !wanted.randomise_seeds,
+        onProgress: (progress) => run.log.info(progressLine(progress)),
+      },
+    );
+    const files = await this.comfyui.get_files(result, {
+      ...run,
+      folder: join(this.config.workDir, `cog-comfyui-out-${process.pid}`, result.promptId),
+      returnTempFiles: wanted.return_temp_files,
+    });
+    const { output_format: format, output_quality: quality } = wanted;
+    return await optimiseOutputs(files, { ...run, format, quality });
+  }
+
+  /** Unpacks the operator's own weights (URL or path of a tar); without one there is nothing to do. */
+  async handle_user_weights(weights: string | undefined, context: RunContext = {}): Promise<void> {
+    if (weights === undefined || weights.trim() === "") {
+      return;
+    }
+    const log = teeLogger(this.#log, context.log);
+    const { signal } = context;
+    const { files, kept, unplaced } = await this.weights.install_user_weights(weights, { signal });
+    log.info(`User weights: ${files.length} file${files.length === 1 ? "" : "s"} in place`);
+    for (const path of kept) {
+      log.warn(`User weights: ${path} was there already with other content and was left alone`);
+    }
+    for (const path of unplaced) {
+      log.warn(`User weights: ${path} lies in no model folder of the archive and was left out`);
+    }
+  }
+
+  /** Fetches the weights of a kit. @throws WeightError KIT_UNKNOWN naming the known kits */
+  async preload_base_kit(kitName: string, context: RunContext = {}): Promise<void> {
+    await this.install(`Kit ${kitName}`, this.weights.kit_jobs(kitName), context);
+  }
+
+  /**
+   * Fetches the weights of a workflow: path, URL, JSON text or object.
+   * @throws WeightError WEIGHTS_MISSING when no source is known for one of them
+   */
+  async preload_workflow_weights(
+    workflowJson: GivenWorkflow,
+    context: RunContext = {},
+  ): Promise<void> {
+    const { signal } = context;
+    const given = typeof workflowJson === "string" ? operatorPath(workflowJson) : workflowJson;
+    const workflow = await this.comfyui.load_workflow(given, { trust: "operator", signal });
+    const validation = this.comfyui.check_weights(workflow, "operator");
+    const sources = validation.missing.map((one) => this.weights.resolve(one, "operator"));
+    if (sources.some(({ kind }) => kind !== "jobs")) {
+      throw weightsMissing(validation, this.weights.manifest);
+    }
+    const jobs = sources.flatMap((source) => (source.kind === "jobs" ? source.jobs : []));
+    const name = typeof workflowJson === "string" ? workflowJson : "workflow";
+    await this.install(`Preloading ${name.length > 200 ? "workflow" : name}`, jobs, context);
+  }
+
+  /** Brings the input file, and addresses in the workflow, to ComfyUI. Dispose the result after the run. */
+  async handle_input_file(
+    workflow: Workflow,
+    inputFile: string | undefined,
+    context: RunContext = {},
+  ): Promise<PlacedInputs> {
+    return await this.comfyui.handle_inputs(workflow, {
+      inputFile: inputFile,
+      signal: context.signal,
+      log: teeLogger(this.#log, context.log),
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.comfyui[Symbol.asyncDispose]();
+  }
+
+  private async loadWorkflow(
+    wanted: PredictInput,
+    run: { readonly signal: AbortSignal | undefined; readonly log: Logger },
+  ): Promise<Workflow> {
+    const { signal, log } = run;
+    if (wanted.workflow_json === WORKFLOW_IS_INPUT_FILE) {
+      return parseWorkflow(await uploadedWorkflow(wanted.input_file), {
+        definitions: this.comfyui.definitions,
+      });
+    }
+    if (wanted.workflow_json.trim() !== "") {
+      return await this.comfyui.load_workflow(wanted.workflow_json, { signal });
+    }
+    const standing = this.config.PRELOAD_WORKFLOW[0] ?? EXAMPLE_WORKFLOW;
+    log.info(`No workflow_json was given: running ${standing}`);
+    const path = operatorPath(standing);
+    return await this.comfyui.load_workflow(path, { trust: "operator", signal });
+  }
+
+  private setSeeds(workflow: Workflow, wanted: PredictInput, log: Logger): Workflow {
+    if (!wanted.randomise_seeds) {
+      return workflow;
+    }
+    const { workflow: seeded, used } = this.comfyui.randomise_seeds(workflow);
+    for (const { nodeId, input, seed } of used) {
+      log.info(`Random seed: node ${nodeId} ${input}=${seed}`);
+    }
+    return seeded;
+  }
+
+  private async install(
+    title: string,
+    jobs: readonly InstallJob[],
+    context: RunContext,
+  ): Promise<void> {
+    const log = teeLogger(this.#log, context.log);
+    const plan = await planInstall(jobs, { roots: this.config.modelsDirs });
+    log.info(
+      `${title}: ${plan.jobs.length === 0 ? "everything is there" : `\n${describePlan(plan)}`}`,
+    );
+    const installed = await this.weights.install(jobs, { signal: context.signal });
+    const fetched = installed.filter((weight) => weight.fetched).length;
+    log.info(`${title}: ${fetched} fetched and verified, ${installed.length - fetched} were there`);
+  }
+}
+
+/** The predictor as the Cog protocol sees it: a list of files, removed once they are on their way. */
+export function cogModel(predictor: Predictor): CogModel {
+  return {
+    inputs: PredictInput,
+    output: { type: "array", items: { type: "string", format: "uri" } },
+    streaming: predictor.config.PREDICTION_STREAMING,
+    setup: ({ signal, log }) => predictor.setup(undefined, { signal, log }),
+    predict: async function* (input, { signal, log }) {
+      const files = await predictor.predict(input, { signal, log });
+      try {
+        for (const file of files) {
+          yield new OutputFile(file);
+        }
+      } finally {
+        await predictor.comfyui.cleanup(files);
+      }
+    },
+    healthcheck: () => {
+      const { unhealthy } = predictor.comfyui;
+      if (unhealthy !== undefined) {
+        throw new EngineError("ENGINE_UNAVAILABLE", unhealthy);
+      }
+      return Promise.resolve(true);
+    },
+    dispose: () => predictor[Symbol.asyncDispose](),
+  };
+}
+
+function weightsRequest(wanted: PredictInput): WeightsRequest {
+  return {
+    skipCheck: wanted.skip_weight_check,
+    downloadMissing: wanted.download_missing_weights,
+    tokens: { huggingFace: wanted.hf_api_token, civitai: wanted.civitai_api_token },
+  };
+}
+
+/** The uploaded file, unless it was the workflow itself. */
+function workflowInput(wanted: PredictInput): string | undefined {
+  return wanted.workflow_json === WORKFLOW_IS_INPUT_FILE ? undefined : wanted.input_file;
+}
+
+async function uploadedWorkflow(path: string | undefined): Promise<Uint8Array> {
+  if (path === undefined) {
+    throw new InputError(
+      "INPUT_INVALID",
+      "workflow_json says input_file, but no input_file was sent",
+      {
+        hint: "Send the workflow as input_file, or put its JSON or address into workflow_json.",
+      },
+    );
+  }
+  return await readFile(path);
+}
+
+/** What the operator writes as a path is relative to the project; texts and addresses stay. */
+function operatorPath(given: string): string {
+  return /^\s*[[{]|^[a-z][a-z0-9+.-]*:/i.test(given) ? given : fromProject(given);
+}
+
+if (import.meta.main) {
+  process.exitCode = await runMain(process.argv.slice(2), {
+    inputs: PredictInput,
+    makePredictor: (config, log) => new Predictor({ config, log }),
+    makeModel: cogModel,
+  });
+}

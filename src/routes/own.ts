@@ -1,0 +1,120 @@
+/**
+ * Our own routes beside Cog's ten: probes for orchestrators, and questions about weights that queue nothing and need no
+ * GPU. Services in, no logic.
+ */
+import { Hono } from "hono";
+import type { AppEnv } from "../cog/app.ts";
+import { writeJson } from "../cog/json-writer.ts";
+import type { Service } from "../cog/service.ts";
+import type { ModelFolders } from "../models/folders.ts";
+import { AppError, InputError } from "../platform/errors.ts";
+import { isJsonObject, parseJson } from "../platform/json.ts";
+import { checkReport } from "../weights/check-table.ts";
+import type { Manifest } from "../weights/manifest.ts";
+import type { Trust } from "../weights/plan-types.ts";
+import type { Validation, WeightRef } from "../weights/refs.ts";
+import { missingReport } from "../weights/report.ts";
+import type { Resolution } from "../weights/resolve.ts";
+import type { Workflow } from "../workflow/graph.ts";
+
+/** What these routes ask; the root classes have it. */
+export interface RouteServices {
+  readonly service: Service;
+  readonly predictor: {
+    readonly weights: {
+      readonly manifest: Manifest;
+      readonly folders: ModelFolders;
+      resolve(wanted: WeightRef, trust: Trust): Resolution;
+    };
+    readonly comfyui: {
+      load_workflow(given: string): Promise<Workflow>;
+      find_weights(workflow: Workflow): WeightRef[];
+      check_weights(workflow: Workflow): Validation;
+    };
+  };
+}
+
+/** A workflow is never larger; a picture with one goes by URL. */
+const MAX_CHECK_BYTES = 64 * 2 ** 20;
+
+export function ownRoutes(services: RouteServices): Hono<AppEnv>[] {
+  return [probeRoutes(services.service), weightRoutes(services)];
+}
+
+/** `/livez`, `/readyz`, `/ping`: status codes for probes, where `/health-check` always answers 200. */
+function probeRoutes(service: Service): Hono<AppEnv> {
+  const routes = new Hono<AppEnv>();
+  const readiness = (): Response => {
+    const status = service.status();
+    const isReady = status === "READY" || status === "BUSY";
+    return Response.json({ status }, { status: isReady ? 200 : 503 });
+  };
+  routes.get("/readyz", readiness);
+  routes.get("/ping", readiness);
+  routes.get("/livez", () => {
+    const status = service.status();
+    // A failed setup never heals by itself: the orchestrator is to replace the pod.
+    return Response.json({ status }, { status: status === "SETUP_FAILED" ? 503 : 200 });
+  });
+  return routes;
+}
+
+/** `GET /weights`: what is here. `POST /weights/check`: what a workflow needs, as `weights check --json` says it. */
+function weightRoutes({ predictor }: RouteServices): Hono<AppEnv> {
+  const routes = new Hono<AppEnv>();
+  routes.get("/weights", () => {
+    const { folders } = predictor.weights;
+    const weights = folders.categories().flatMap((category) =>
+      category === "custom_nodes" || category === "configs"
+        ? []
+        : folders.list(category).flatMap((name) => {
+            const found = folders.find(category, name);
+            return found === undefined ? [] : [{ category, name, size: Number(found.stat.size) }];
+          }),
+    );
+    return json({ weights });
+  });
+  routes.post("/weights/check", async (context) => {
+    try {
+      const body = await context.req.text();
+      const workflow = await predictor.comfyui.load_workflow(workflowIn(body));
+      const validation = predictor.comfyui.check_weights(workflow);
+      const report = checkReport(predictor.comfyui.find_weights(workflow), validation, (ref) =>
+        predictor.weights.resolve(ref, "request"),
+      );
+      const ok = validation.missing.length === 0;
+      return json({
+        ...report,
+        ok,
+        report: missingReport(validation, { manifest: predictor.weights.manifest }),
+      });
+    } catch (error) {
+      if (error instanceof AppError) {
+        return json({ error: error.toJSON() }, 422);
+      }
+      throw error;
+    }
+  });
+  return routes;
+}
+
+/** The workflow itself, or `{"workflow_json": "…"}` as in a prediction's input. */
+function workflowIn(body: string): string {
+  if (body.length > MAX_CHECK_BYTES) {
+    throw new InputError("WORKFLOW_UNREADABLE", "The workflow is too large");
+  }
+  try {
+    const value = parseJson(body);
+    const input = isJsonObject(value) ? value["workflow_json"] : undefined;
+    return typeof input === "string" ? input : body;
+  } catch {
+    return body;
+  }
+}
+
+function json(document: unknown, status = 200): Response {
+  return new Response(writeJson(document), {
+    status,
+    headers: { "content-type": "application/json" },
+  });
+}

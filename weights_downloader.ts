@@ -1,0 +1,268 @@
+/**
+ * `WeightsDownloader`: which weights are known, whether they are there, where they come from, and bringing them. It holds
+ * the manifest, the models folders and the installer; the work is done in `src/weights` and `src/models`.
+ */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { ModelFolders } from "./src/models/folders.ts";
+import type { Config } from "./src/platform/env.ts";
+import { fromProject, PROJECT_ROOT, readConfig } from "./src/platform/env.ts";
+import { messageOf, WeightError } from "./src/platform/errors.ts";
+import { AddressGuard } from "./src/platform/guard.ts";
+import { HttpClient } from "./src/platform/http.ts";
+import type { Logger } from "./src/platform/log.ts";
+import { silentLogger } from "./src/platform/log.ts";
+import { redactUrl } from "./src/platform/redact.ts";
+import { Credentials } from "./src/weights/credentials.ts";
+import type { InstallOptions } from "./src/weights/install.ts";
+import { Installer } from "./src/weights/install.ts";
+import { Manifest } from "./src/weights/manifest.ts";
+import type { InstallPlan } from "./src/weights/plan.ts";
+import type { InstalledWeight, InstallJob, Trust } from "./src/weights/plan-types.ts";
+import type { MissingWeight, Validation, WeightRef } from "./src/weights/refs.ts";
+import type { Resolution, ResolveOptions } from "./src/weights/resolve.ts";
+import { kitJobs, namedRef, resolveWeight } from "./src/weights/resolve.ts";
+import type { UserWeights } from "./src/weights/user-weights.ts";
+import { installUserWeights } from "./src/weights/user-weights.ts";
+import { validateWeights } from "./src/weights/validate.ts";
+
+export interface WeightsDownloaderOptions {
+  readonly config?: Config | undefined;
+  readonly log?: Logger | undefined;
+}
+
+/** A manifest with ten thousand rows has a few megabytes. */
+const MAX_MANIFEST_BYTES = 32 * 2 ** 20;
+
+export class WeightsDownloader implements AsyncDisposable {
+  readonly config: Config;
+  readonly #log: Logger;
+  readonly #installer: Installer;
+  readonly #credentials: Credentials;
+  readonly #http: HttpClient;
+  #manifest: Manifest | undefined;
+  #folders: ModelFolders;
+
+  /** With no argument it takes its settings from the environment. */
+  constructor(options: WeightsDownloaderOptions = {}) {
+    this.config = options.config ?? readConfig();
+    this.#log = options.log ?? silentLogger;
+    this.#credentials = credentialsOf(this.config);
+    this.#http = new HttpClient({ proxy: proxyOf(this.config) });
+    this.#folders = ModelFolders.fromDirs(folderSources(this.config));
+    this.#installer = this.makeInstaller();
+  }
+
+  /** The built-in manifest, with the operator's merged over it once they are loaded. */
+  get manifest(): Manifest {
+    this.#manifest ??= Manifest.builtIn();
+    return this.#manifest;
+  }
+
+  get folders(): ModelFolders {
+    return this.#folders;
+  }
+
+  /** Merges `WEIGHTS_MANIFEST` (path or URL) over the built-in manifest. @throws WeightError MANIFEST_INVALID */
+  async load_manifest(signal?: AbortSignal): Promise<void> {
+    const { WEIGHTS_MANIFEST: source } = this.config;
+    if (source !== undefined) {
+      const text = await this.readManifest(source, signal);
+      this.add_manifest(Manifest.parseText(text, redactUrl(source)));
+    }
+  }
+
+  /** Merges a further manifest over what is known. */
+  add_manifest(manifest: Manifest): void {
+    this.#manifest = this.manifest.with(manifest);
+  }
+
+  /** From now on folders are what the running engine says (`/internal/folder_paths`). */
+  use_engine_folders(answer: unknown): void {
+    this.#folders = ModelFolders.fromEngine(answer, folderSources(this.config));
+  }
+
+  /** True when a weight of this name (`name`, or `category/name`) is there and whole. */
+  weight_exists(name: string): boolean {
+    return this.validate([namedRef(name)]).present.length > 0;
+  }
+
+  /** Looks every reference up on the disk; no network. */
+  validate(
+    refs: readonly WeightRef[],
+    options: { ignore?: readonly string[]; trust?: Trust } = {},
+  ): Validation {
+    return validateWeights(refs, this.#folders, {
+      manifest: this.manifest,
+      ignore: [...this.config.WEIGHTS_IGNORE, ...(options.ignore ?? [])],
+      resolve: (missing) => this.resolve(missing, options.trust ?? "request"),
+    });
+  }
+
+  /** Where a weight can be had: lock file, manifests, synonyms, the workflow's own word within its bounds. */
+  resolve(wanted: MissingWeight | WeightRef | string, trust: Trust): Resolution {
+    return resolveWeight(wanted, this.resolveOptions(trust));
+  }
+
+  /** What installs a kit. @throws WeightError KIT_UNKNOWN naming the known ones */
+  kit_jobs(kit: string): InstallJob[] {
+    return kitJobs(kit, this.resolveOptions("operator"));
+  }
+
+  /**
+   * Brings weights by name. What is there already is left alone.
+   * @throws WeightError WEIGHT_UNKNOWN for a name that nothing knows; DownloadError
+   */
+  async download_weights(
+    names: string | readonly string[],
+    options: InstallOptions = {},
+  ): Promise<InstalledWeight[]> {
+    const jobs = [names].flat().flatMap((name) => this.jobs_for(name, "operator"));
+    return await this.install(jobs, options);
+  }
+
+  /** The jobs that bring a weight. @throws WeightError WEIGHT_UNKNOWN, DOWNLOAD_REFUSED */
+  jobs_for(wanted: MissingWeight | WeightRef | string, trust: Trust): readonly InstallJob[] {
+    const resolution = this.resolve(wanted, trust);
+    if (resolution.kind === "jobs") {
+      return resolution.jobs;
+    }
+    const name = nameOf(wanted);
+    if (resolution.kind === "refused") {
+      throw new WeightError("DOWNLOAD_REFUSED", `${name} can't be fetched: ${resolution.reason}`);
+    }
+    throw new WeightError("WEIGHT_UNKNOWN", `No source is known for ${name}`, {
+      hint: "Add it with its address to a manifest (WEIGHTS_MANIFEST), or put the file into the models folder.",
+      details: { name },
+    });
+  }
+
+  /** What installing these jobs would do; asks every source once for its size. */
+  async plan(jobs: readonly InstallJob[], options: InstallOptions = {}): Promise<InstallPlan> {
+    return await this.#installer.plan(jobs, options);
+  }
+
+  /** Plans, fetches, verifies and publishes. */
+  async install(
+    jobs: readonly InstallJob[],
+    options: InstallOptions = {},
+  ): Promise<InstalledWeight[]> {
+    return jobs.length === 0 ? [] : await this.#installer.install(jobs, options);
+  }
+
+  /** Unpacks the operator's own archives, and merges the manifests they hold. */
+  async install_user_weights(source: string, options: InstallOptions = {}): Promise<UserWeights> {
+    const unpacked = await installUserWeights(source, {
+      installer: this.#installer,
+      modelsRoot: this.receivingRoot(),
+      minFreeBytes: this.config.WEIGHTS_MIN_FREE_BYTES,
+      base: PROJECT_ROOT,
+      signal: options.signal,
+      onProgress: options.onProgress,
+      log: this.#log,
+    });
+    for (const { source: where, content } of unpacked.manifests) {
+      this.add_manifest(Manifest.parse(content, `weights.json of ${where}`));
+    }
+    return unpacked;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.#installer.close(), this.#http.close()]);
+  }
+
+  private receivingRoot(): string {
+    return this.config.modelsDirs[0] ?? join(PROJECT_ROOT, "models");
+  }
+
+  private resolveOptions(trust: Trust): ResolveOptions {
+    return {
+      manifest: this.manifest,
+      folders: this.#folders,
+      workflowTrust: trust,
+      allowedHosts: this.allowedHosts(),
+      hasToken: (url) =>
+        /^https?:/.test(url) &&
+        Object.keys(this.#credentials.headersFor(url, "operator")).length > 0,
+    };
+  }
+
+  private allowedHosts(): string[] {
+    return [...this.manifest.hosts(), ...this.config.WEIGHTS_ALLOWED_HOSTS];
+  }
+
+  private makeInstaller(): Installer {
+    const { config } = this;
+    return new Installer({
+      modelsRoots: config.modelsDirs,
+      credentials: this.#credentials,
+      guard: new AddressGuard(config.ALLOW_PRIVATE_NETWORK),
+      proxy: proxyOf(config),
+      s3: s3Of(config),
+      minFreeBytes: config.WEIGHTS_MIN_FREE_BYTES,
+      log: this.#log,
+    });
+  }
+
+  private async readManifest(source: string, signal: AbortSignal | undefined): Promise<string> {
+    try {
+      if (!/^https?:\/\//i.test(source)) {
+        return await readFile(fromProject(source), "utf8");
+      }
+      const response = await this.#http.request(source, { signal });
+      if (response.status !== 200) {
+        await response.discard();
+        throw new Error(`it answers ${response.status}`);
+      }
+      return await response.text(MAX_MANIFEST_BYTES);
+    } catch (cause) {
+      throw new WeightError(
+        "MANIFEST_INVALID",
+        `The manifest ${redactUrl(source)} can't be read: ${messageOf(cause)}`,
+        { cause, hint: "Set WEIGHTS_MANIFEST to the path or address of a manifest." },
+      );
+    }
+  }
+}
+
+function nameOf(wanted: MissingWeight | WeightRef | string): string {
+  if (typeof wanted === "string") {
+    return wanted;
+  }
+  return "ref" in wanted ? wanted.ref.name : wanted.name;
+}
+
+function folderSources(config: Config): Parameters<typeof ModelFolders.fromDirs>[0] {
+  return {
+    modelsDirs: config.modelsDirs,
+    comfyDir: config.COMFYUI_PATH,
+    extraModelPaths: config.COMFYUI_EXTRA_MODEL_PATHS.map(fromProject),
+    env: config.env,
+    hfHome: config.env["HF_HOME"],
+  };
+}
+
+function credentialsOf(config: Config): Credentials {
+  return new Credentials({
+    operator: { huggingFace: config.HF_TOKEN, civitai: config.CIVITAI_API_TOKEN },
+    hfEndpoint: config.HF_ENDPOINT,
+  });
+}
+
+function proxyOf(config: Config): {
+  http?: string | undefined;
+  https?: string | undefined;
+  no?: string | undefined;
+} {
+  return { http: config.HTTP_PROXY, https: config.HTTPS_PROXY, no: config.NO_PROXY };
+}
+
+function s3Of({ env }: Config): ConstructorParameters<typeof Installer>[0]["s3"] {
+  return {
+    accessKeyId: env["AWS_ACCESS_KEY_ID"],
+    secretAccessKey: env["AWS_SECRET_ACCESS_KEY"],
+    sessionToken: env["AWS_SESSION_TOKEN"],
+    region: env["AWS_REGION"] ?? env["AWS_DEFAULT_REGION"],
+    endpoint: env["AWS_ENDPOINT_URL_S3"] ?? env["AWS_ENDPOINT_URL"],
+  };
+}
