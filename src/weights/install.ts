@@ -5,6 +5,7 @@
 import { linkSync, rmSync } from "node:fs";
 import { basename, extname, join } from "node:path";
 import { inspect } from "../models/header.ts";
+import type { UnpackedFile } from "../platform/archive.ts";
 import {
   AppError,
   CanceledError,
@@ -25,6 +26,7 @@ import { formatSize } from "../platform/size.ts";
 import { ConnectionBudget } from "./connections.ts";
 import type { Tokens } from "./credentials.ts";
 import { Credentials } from "./credentials.ts";
+import { digestOf } from "./digest.ts";
 import { download, identityOf } from "./download.ts";
 import { SharedFlights } from "./flights.ts";
 import { Frontier } from "./frontier.ts";
@@ -558,8 +560,7 @@ export class Installer {
     progress.phase("verifying");
     const expected = expectationOf(job, source, found);
     const verified = await verify(partial, expected, signal);
-    const destination =
-      job.unpack === undefined ? job.destination : join(job.destination, memberName(job));
+    const destination = jobKey(job);
     await publish(verified, destination, {
       replaceOurs: run.repair || isOurs(this.#partialRoot(job), destination),
     });
@@ -630,23 +631,15 @@ export class Installer {
     const root = this.#partialRoot(job);
     const member = wantedMember(files, { member: memberName(job), name: job.name });
     const from = bareUrl(sourceLabel(source));
-    if (job.unpack === undefined) {
+    const folderName = `${memberName(job)}/`;
+    const isFolder = files.some((file) => file.path.startsWith(folderName));
+    const isElsewhere = member !== undefined && !isFolder && member.path !== memberName(job);
+    if (job.unpack === undefined || isElsewhere) {
       if (member === undefined) {
         throw missingMember(job, files);
       }
-      const file = {
-        path: join(treePath, member.path),
-        sizeBytes: member.sizeBytes,
-        sha256: member.sha256,
-      };
-      const verified = await verify(file, expectationOf(job), run.signal);
-      await publish(verified, job.destination, {
-        replaceOurs: run.repair || isOurs(root, job.destination),
-      });
-      return this.#installed(job, job.destination, verified, from);
+      return await this.#publishMember(run, join(treePath, member.path), member, from);
     }
-    const folderName = `${memberName(job)}/`;
-    const isFolder = files.some((file) => file.path.startsWith(folderName));
     if (
       member === undefined &&
       !isFolder &&
@@ -657,14 +650,9 @@ export class Installer {
     const tree = verifyTree(treePath, files, memberExpectation(member, job));
     const onOccupied = (path: string): Occupied =>
       inspect(path).ok || !(run.repair || isOurs(root, path)) ? "keep" : "set_aside";
-    const { kept } = publishTree(tree, job.destination, onOccupied);
-    for (const path of kept) {
-      const size = files.find((file) => file.path === path)?.sizeBytes;
-      if (fileAt(join(job.destination, path))?.size !== size) {
-        throw conflict(join(job.destination, path), size);
-      }
-    }
-    for (const file of files) {
+    const { published, kept } = publishTree(tree, job.destination, onOccupied);
+    await requireSame(job.destination, files, kept);
+    for (const file of files.filter((one) => published.includes(one.path))) {
       this.#remember(job, join(job.destination, file.path), file, from);
     }
     return {
@@ -676,6 +664,23 @@ export class Installer {
       source: from,
       fetched: true,
     };
+  }
+
+  /** One file out of an archive, to where the job wants it, whatever it is called in there. */
+  async #publishMember(
+    run: Run,
+    path: string,
+    member: UnpackedFile,
+    from: string,
+  ): Promise<InstalledWeight> {
+    const { job } = run;
+    const destination = jobKey(job);
+    const file = { path, sizeBytes: member.sizeBytes, sha256: member.sha256 };
+    const verified = await verify(file, expectationOf(job), run.signal);
+    await publish(verified, destination, {
+      replaceOurs: run.repair || isOurs(this.#partialRoot(job), destination),
+    });
+    return this.#installed(job, destination, verified, from);
   }
 
   #installed(
@@ -716,6 +721,23 @@ export class Installer {
 
 function sum(files: readonly { readonly sizeBytes: number }[]): number {
   return files.reduce((total, file) => total + file.sizeBytes, 0);
+}
+
+/** Files that were left because something lies there must be the same files. @throws DownloadError CONFLICT */
+async function requireSame(
+  destination: string,
+  files: readonly UnpackedFile[],
+  kept: readonly string[],
+): Promise<void> {
+  for (const path of kept) {
+    const file = files.find((one) => one.path === path);
+    const there = join(destination, path);
+    const isSame =
+      fileAt(there)?.size === file?.sizeBytes && (await digestOf(there)) === file?.sha256;
+    if (!isSame) {
+      throw conflict(there, file?.sizeBytes);
+    }
+  }
 }
 
 /** Largest first: what takes longest begins first. Copies come last, since they wait for another. */
@@ -768,7 +790,7 @@ function expectationOf(job: InstallJob, source?: WeightSource, found?: Represent
   const own = source === undefined ? undefined : statedSha256(source);
   return {
     name: job.name,
-    fileName: job.unpack === undefined ? job.destination : memberName(job),
+    fileName: jobKey(job),
     sizeBytes: job.sizeBytes,
     sha256: job.sha256 ?? own ?? found?.sha256,
   };

@@ -3,7 +3,7 @@
  * places, how many bytes, how much disk at the worst moment, and whether that fits. Making a plan is pure; its facts
  * are gathered by {@link gatherFacts}.
  */
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { basename, join } from "node:path";
 import { inspect } from "../models/header.ts";
 import { DownloadError, WeightError } from "../platform/errors.ts";
@@ -229,9 +229,16 @@ export function presentFile(job: InstallJob): string | undefined {
     return undefined;
   }
   if (there.isDirectory()) {
-    return job.unpack === undefined ? undefined : path;
+    return job.unpack !== undefined && holdsFiles(path) ? path : undefined;
   }
   return inspect(path, { expectedSize: job.sizeBytes }).ok ? path : undefined;
+}
+
+/** An empty folder, or one of empty folders, is what a clean-up leaves, no weight. */
+function holdsFiles(folder: string): boolean {
+  return readdirSync(folder, { recursive: true, withFileTypes: true }).some(
+    (entry) => entry.isFile() || entry.isSymbolicLink(),
+  );
 }
 
 /** True when something that is no usable weight lies where the job's file belongs. */
