@@ -2,11 +2,13 @@
  * `ComfyUI`: one ComfyUI and everything a workflow needs of it, method for method the original's `comfyui.py`. Each
  * method says what happens; how is in `src/workflow`, `src/weights`, `src/media` and `src/comfy`.
  */
-import { rm } from "node:fs/promises";
+import { rmSync } from "node:fs";
+import { join } from "node:path";
 import type { Engine, RunProgress, RunResult } from "./src/comfy/engine.ts";
 import { prefixOutputs } from "./src/comfy/prefix.ts";
 import { runWorkflow } from "./src/comfy/run.ts";
 import { startEngine } from "./src/comfy/start.ts";
+import { discardFiles, discardTemporary } from "./src/media/discard.ts";
 import type { PlacedInputs } from "./src/media/inputs.ts";
 import { placeInputs } from "./src/media/inputs.ts";
 import { collectOutputs } from "./src/media/outputs.ts";
@@ -32,6 +34,8 @@ import { NodeDefinitions } from "./src/workflow/definitions.ts";
 import type { UsedSeed } from "./src/workflow/edits.ts";
 import { randomiseSeeds } from "./src/workflow/edits.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
+import type { AppliedOverride } from "./src/workflow/overrides.ts";
+import { applyOverrides, readOverrides } from "./src/workflow/overrides.ts";
 import { parseWorkflow } from "./src/workflow/parse.ts";
 import { WeightsDownloader } from "./weights_downloader.ts";
 
@@ -121,6 +125,12 @@ export class ComfyUI implements AsyncDisposable {
     ]);
     this.#definitions = NodeDefinitions.fromObjectInfo(objectInfo);
     this.weights.use_engine_folders(folders);
+  }
+
+  /** Reads the tables that every request needs, so that the first one does not pay for them. */
+  warm_up(): void {
+    const nothing: Workflow = parseWorkflow({ "1": { class_type: "SaveImage", inputs: {} } });
+    this.check_weights({ ...nothing, requiredWeights: ["warm-up.safetensors"] });
   }
 
   is_server_running(): boolean {
@@ -244,9 +254,25 @@ export class ComfyUI implements AsyncDisposable {
     });
   }
 
-  /** New seeds for every seed that is a number; says which were set. */
-  randomise_seeds(workflow: Workflow): { workflow: Workflow; used: UsedSeed[] } {
-    const { graph, used } = randomiseSeeds(workflow.graph);
+  /** Sets values without editing JSON (`{"6.text": "a cat"}`). @throws InputError naming what can't be set */
+  apply_overrides(
+    workflow: Workflow,
+    overrides: string,
+  ): { workflow: Workflow; applied: readonly AppliedOverride[] } {
+    const { graph, applied } = applyOverrides(workflow, readOverrides(overrides), {
+      definitions: this.#definitions,
+    });
+    return { workflow: { ...workflow, graph }, applied };
+  }
+
+  /** New seeds for every seed that is a number, but for those in `keep`; says which were set. */
+  randomise_seeds(
+    workflow: Workflow,
+    keep: readonly { readonly nodeId: string; readonly input: string }[] = [],
+  ): { workflow: Workflow; used: UsedSeed[] } {
+    const { graph, used } = randomiseSeeds(workflow.graph, {
+      keep: (nodeId, input) => keep.some((one) => one.nodeId === nodeId && one.input === input),
+    });
     return { workflow: { ...workflow, graph }, used };
   }
 
@@ -259,28 +285,37 @@ export class ComfyUI implements AsyncDisposable {
   async get_files(
     result: RunResult,
     options: {
-      folder: string;
       returnTempFiles?: boolean;
       signal?: AbortSignal | undefined;
       log?: Logger | undefined;
     },
   ): Promise<string[]> {
-    return await collectOutputs(this.requireEngine(), result, {
-      folder: options.folder,
+    const engine = this.requireEngine();
+    const files = await collectOutputs(engine, result, {
+      folder: join(this.ownOutputs(), result.promptId),
       returnTempFiles: options.returnTempFiles === true,
       log: options.log ?? this.#log,
       signal: options.signal,
     });
+    if (engine.dirs !== undefined) {
+      discardTemporary(result.files, engine.dirs, files);
+    }
+    return files;
   }
 
-  /** Removes files of earlier runs. */
-  async cleanup(paths: readonly string[]): Promise<void> {
-    await Promise.all(paths.map((path) => rm(path, { recursive: true, force: true })));
+  /** Removes output files that are no longer needed, with their folders. */
+  cleanup(paths: readonly string[]): void {
+    const dirs = this.#engine?.dirs;
+    discardFiles(paths, [
+      this.ownOutputs(),
+      ...(dirs === undefined ? [] : [dirs.output, dirs.temp]),
+    ]);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#engine?.[Symbol.asyncDispose]();
     this.#engine = undefined;
+    rmSync(this.ownOutputs(), { recursive: true, force: true });
     await Promise.all([
       this.weights[Symbol.asyncDispose](),
       this.#clientHttp.close(),
@@ -299,7 +334,7 @@ export class ComfyUI implements AsyncDisposable {
     );
     if (decision.action === "fail" || unsourced.length > 0) {
       throw weightsMissing(validation, this.weights.manifest, {
-        why: decision.action === "fail" ? decision.why : undefined,
+        why: unsourced.length === 0 && decision.action === "fail" ? decision.why : undefined,
         canRequestDownload: this.config.WEIGHTS_POLICY !== "fail",
       });
     }
@@ -337,6 +372,11 @@ export class ComfyUI implements AsyncDisposable {
     for (const ref of validation.ignored) {
       log.info(`${ref.name} is not there and ignored, as asked`);
     }
+  }
+
+  /** Where files go that come from an engine elsewhere, and texts. */
+  private ownOutputs(): string {
+    return join(this.config.workDir, `cog-comfyui-out-${process.pid}`);
   }
 
   private requireEngine(): Engine {

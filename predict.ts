@@ -4,7 +4,6 @@
  * composition root and the entry of everything: without a command it is the Cog server, with one the command line.
  */
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
 import { z } from "zod";
 import type { GivenWorkflow, WeightsRequest } from "./comfyui.ts";
 import { ComfyUI } from "./comfyui.ts";
@@ -31,6 +30,7 @@ import { describePlan, planInstall } from "./src/weights/plan.ts";
 import type { InstallJob } from "./src/weights/plan-types.ts";
 import { weightsMissing } from "./src/weights/report.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
+import type { AppliedOverride } from "./src/workflow/overrides.ts";
 import { parseWorkflow } from "./src/workflow/parse.ts";
 import { WeightsDownloader } from "./weights_downloader.ts";
 
@@ -78,6 +78,11 @@ export const PredictInput = z.object({
       "Download missing weights during this prediction instead of failing at once. Refused where the operator forbids it.",
     default: false,
   }),
+  overrides: stringInput({
+    description:
+      'Values to set in the workflow, as a JSON object: {"6.text": "a cat", "KSampler.seed": 7}, by node id, title or class.',
+    default: "",
+  }),
   hf_api_token: secretInput({
     description: "Hugging Face token, used for the downloads of this prediction only.",
   }),
@@ -123,6 +128,7 @@ export class Predictor implements AsyncDisposable {
     const signal = AbortSignal.any(signals);
     const booting = this.comfyui.start_server(signal);
     try {
+      this.comfyui.warm_up();
       await Promise.all([this.preload(weights, { ...context, signal }), booting]);
     } catch (error) {
       ending.abort();
@@ -147,21 +153,22 @@ export class Predictor implements AsyncDisposable {
   async predict(input: Partial<PredictInput>, context: RunContext = {}): Promise<string[]> {
     const wanted = PredictInput.parse(input);
     const run = { signal: context.signal, log: teeLogger(this.#log, context.log) };
-    const given = await this.loadWorkflow(wanted, run);
+    const loaded = await this.loadWorkflow(wanted, run);
+    const { workflow: given, applied } = this.comfyui.apply_overrides(loaded, wanted.overrides);
     const checked = await this.comfyui.handle_weights(given, { ...weightsRequest(wanted), ...run });
-    const workflow = this.setSeeds(checked, wanted, run.log);
+    const workflow = this.setSeeds(checked, { wanted, applied, log: run.log });
     using placed = await this.handle_input_file(workflow, workflowInput(wanted), context);
     const result = await this.comfyui.run_workflow(
       { ...workflow, graph: placed.graph },
       {
         ...run,
-        resetCache: wanted.force_reset_cache || !wanted.randomise_seeds,
+        // As in the original, fixed seeds run everything again; temporary files exist only after a real run.
+        resetCache: wanted.force_reset_cache || !wanted.randomise_seeds || wanted.return_temp_files,
         onProgress: (progress) => run.log.info(progressLine(progress)),
       },
     );
     const files = await this.comfyui.get_files(result, {
       ...run,
-      folder: join(this.config.workDir, `cog-comfyui-out-${process.pid}`, result.promptId),
       returnTempFiles: wanted.return_temp_files,
     });
     const { output_format: format, output_quality: quality } = wanted;
@@ -247,13 +254,21 @@ export class Predictor implements AsyncDisposable {
     return await this.comfyui.load_workflow(path, { trust: "operator", signal });
   }
 
-  private setSeeds(workflow: Workflow, wanted: PredictInput, log: Logger): Workflow {
-    if (!wanted.randomise_seeds) {
+  /** Random seeds where they are wanted, but never in place of one that the caller set. */
+  private setSeeds(
+    workflow: Workflow,
+    run: {
+      readonly wanted: PredictInput;
+      readonly applied: readonly AppliedOverride[];
+      readonly log: Logger;
+    },
+  ): Workflow {
+    if (!run.wanted.randomise_seeds) {
       return workflow;
     }
-    const { workflow: seeded, used } = this.comfyui.randomise_seeds(workflow);
+    const { workflow: seeded, used } = this.comfyui.randomise_seeds(workflow, run.applied);
     for (const { nodeId, input, seed } of used) {
-      log.info(`Random seed: node ${nodeId} ${input}=${seed}`);
+      run.log.info(`Random seed: node ${nodeId} ${input}=${seed}`);
     }
     return seeded;
   }
@@ -288,7 +303,7 @@ export function cogModel(predictor: Predictor): CogModel {
           yield new OutputFile(file);
         }
       } finally {
-        await predictor.comfyui.cleanup(files);
+        predictor.comfyui.cleanup(files);
       }
     },
     healthcheck: () => {

@@ -52,7 +52,7 @@ export const predict: Command<CliServices> = {
     const files = await predictor.predict(input, { signal });
     const seconds = (performance.now() - started) / 1000;
     const written = writeOutputs(files, output);
-    await predictor.comfyui.cleanup(files);
+    predictor.comfyui.cleanup(files);
     if (invocation.json) {
       const document = { status: "succeeded", output: written, metrics: { predict_time: seconds } };
       terminal.out(`${stringifyJson(document, 2)}\n`);

@@ -41,7 +41,7 @@ export interface ComfyPort {
   ): Promise<Workflow>;
   find_weights(workflow: Workflow): WeightRef[];
   check_weights(workflow: Workflow, trust?: Trust): Validation;
-  cleanup(paths: readonly string[]): Promise<void>;
+  cleanup(paths: readonly string[]): void;
 }
 
 export interface PredictorPort extends AsyncDisposable {

@@ -4,7 +4,7 @@ import { stringifyJson } from "../platform/json.ts";
 import { checkReport, checkTable } from "../weights/check-table.ts";
 import { missingReport, missingText } from "../weights/report.ts";
 import type { Workflow } from "../workflow/graph.ts";
-import { applyOverrides } from "../workflow/overrides.ts";
+import { applyOverrides, readSetting } from "../workflow/overrides.ts";
 import type { Command } from "./command.ts";
 import { EXIT } from "./command.ts";
 import type { CliServices } from "./services.ts";
@@ -62,28 +62,8 @@ function describe(workflow: Workflow, count: number): string {
   return `a workflow ${form}, ${nodes} node${nodes === 1 ? "" : "s"}, ${weights}.`;
 }
 
-/** `--set` as overrides: a value that reads as JSON is that, anything else is text. */
+/** The workflow with the values of `--set` in it. */
 export function withOverrides(workflow: Workflow, pairs: readonly string[]): Workflow {
-  if (pairs.length === 0) {
-    return workflow;
-  }
-  const values = Object.fromEntries(
-    pairs.map((pair) => {
-      const equals = pair.indexOf("=");
-      const text = pair.slice(equals + 1);
-      return [pair.slice(0, equals), readValue(text)];
-    }),
-  );
+  const values = Object.fromEntries(pairs.map(readSetting));
   return { ...workflow, graph: applyOverrides(workflow, values).graph };
-}
-
-function readValue(text: string): string | number | boolean {
-  if (text === "true" || text === "false") {
-    return text === "true";
-  }
-  return text.trim() !== "" &&
-    /^-?\d+(\.\d+)?$/.test(text) &&
-    Number.isSafeInteger(Math.trunc(Number(text)))
-    ? Number(text)
-    : text;
 }
