@@ -72,6 +72,8 @@ class Conversion {
   readonly #context: LinkContext;
   /** Widgets by level prefix and node id: read once, asked for by links and file names too. */
   readonly #widgets = new Map<string, readonly Widget[] | undefined>();
+  readonly #slots = new Map<UiNode, readonly Slot[]>();
+  #names: Map<string, PlacedNode> | undefined;
   readonly #unknown: UnknownNode[] = [];
   readonly #notes: string[] = [];
   /** Ids of nodes whose output something reads, by scope. */
@@ -85,7 +87,7 @@ class Conversion {
       resolved: new Map(),
       widgetValue: (level, node, widget) =>
         this.#widgetsOf(level, node)?.find(({ name }) => name === widget)?.value,
-      slots: (node) => slotsOf(node, definition(node.type)),
+      slots: (node) => this.#slotsOf(node),
     };
   }
 
@@ -190,13 +192,33 @@ class Conversion {
     return wrapped(value, definition?.type);
   }
 
+  #slotsOf(node: UiNode): readonly Slot[] {
+    const slots = this.#slots.get(node) ?? slotsOf(node, this.#definition(node.type));
+    this.#slots.set(node, slots);
+    return slots;
+  }
+
   /** A widget by its node's class name as the page keeps it, else by its title. */
   #lookUp(root: Level, title: string, widget: string): JsonValue | undefined {
-    const all = [...everyNode(root)];
-    const found =
-      all.find(({ node }) => node.properties["Node name for S&R"] === title) ??
-      all.find(({ node }) => this.#titleOf(node) === title);
+    this.#names ??= this.#nameNodes(root);
+    const found = this.#names.get(title);
     return found && this.#context.widgetValue(found.level, found.node, widget);
+  }
+
+  /** The first node of every name; titles give way to the names of classes. */
+  #nameNodes(root: Level): Map<string, PlacedNode> {
+    const names = new Map<string, PlacedNode>();
+    const all = [...everyNode(root)].reverse();
+    for (const placed of all) {
+      names.set(this.#titleOf(placed.node), placed);
+    }
+    for (const placed of all) {
+      const name = placed.node.properties["Node name for S&R"];
+      if (typeof name === "string") {
+        names.set(name, placed);
+      }
+    }
+    return names;
   }
 
   #titleOf(node: UiNode): string {

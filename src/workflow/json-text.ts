@@ -185,7 +185,7 @@ function nearFault(text: string): string {
   for (const [pattern, what] of COMMON_FAULTS) {
     const match = pattern.exec(bare);
     if (match !== null) {
-      return `; ${what} near ${placeOf(text, match.index + 1)}`;
+      return `; ${what} near ${placeOf(text, match.index)}`;
     }
   }
   return "";

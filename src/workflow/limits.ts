@@ -23,3 +23,9 @@ export const MAX_NAMED_IN_MESSAGE = 8;
 
 /** Wrappers around wrappers (`{"input": {"workflow": "…text…"}}`) that are opened before giving up. */
 export const MAX_WRAPPERS = 6;
+
+/** Prompts longer than this are passed on without looking for choices in them: nobody wrote them. */
+export const MAX_PROMPT_LENGTH = 1_000_000;
+
+/** Inputs of one node. Growing groups end at about a hundred; bypassed nodes are searched for a fitting one. */
+export const MAX_INPUTS_PER_NODE = 1000;

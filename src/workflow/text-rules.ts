@@ -1,5 +1,6 @@
 /** What the page does to texts before it sends them: comments and choices in prompts, `%…%` in file names. */
 import type { JsonValue } from "../platform/json.ts";
+import { MAX_PROMPT_LENGTH } from "./limits.ts";
 
 /** Chance and time, so that tests can fix them. */
 export interface TextRuleOptions {
@@ -9,15 +10,54 @@ export interface TextRuleOptions {
 
 /** Removes comments and takes one of every `{a|b}`; a backslash keeps the next bracket or bar as it is. */
 export function applyDynamicPrompt(text: string, random: () => number): string {
-  const bare = text.replace(/\/\*[\s\S]*?\*\/|\/\/.*/g, "");
+  if (text.length > MAX_PROMPT_LENGTH) {
+    return text;
+  }
+  const bare = withoutComments(text);
   return bare.includes("{") || bare.includes("\\") ? new PromptReader(bare, random).read() : bare;
 }
 
-/** Reads nested choices with a stack of its own: a prompt of brackets can't exhaust ours. */
+/** Drops block comments and `//` to the end of the line. By hand: a pattern would try every unclosed start to the end. */
+function withoutComments(text: string): string {
+  const parts: string[] = [];
+  let from = 0;
+  for (let at = text.indexOf("/"); at !== -1; at = text.indexOf("/", at)) {
+    const next = text.charAt(at + 1);
+    const close = next === "*" ? text.indexOf("*/", at + 2) : -1;
+    if (next === "*" && close === -1) {
+      // Nothing closes this one, so nothing closes any later one.
+      parts.push(text.slice(from, at), dropLines(text.slice(at)));
+      return parts.join("");
+    }
+    if (next === "*" || next === "/") {
+      parts.push(text.slice(from, at));
+      from = next === "*" ? close + 2 : endOfLine(text, at);
+      at = from;
+    } else {
+      at += 1;
+    }
+  }
+  return parts.join("") + text.slice(from);
+}
+
+function dropLines(text: string): string {
+  return text.replace(/\/\/.*/g, "");
+}
+
+function endOfLine(text: string, at: number): number {
+  const end = text.indexOf("\n", at);
+  return end === -1 ? text.length : end;
+}
+
+/** What has a meaning in a prompt with choices; a backslash takes the meaning from the character behind it. */
+const MARKS = /\\[{}|]|[{}|]/g;
+
+/** Reads nested choices with a stack of its own: a prompt full of brackets can't exhaust ours. */
 class PromptReader {
   readonly #text: string;
   readonly #random: () => number;
-  #at = 0;
+  /** For each open bracket the options read so far, the last of them still growing; the text outside comes first. */
+  readonly #open: string[][] = [[""]];
 
   constructor(text: string, random: () => number) {
     this.#text = text;
@@ -25,45 +65,41 @@ class PromptReader {
   }
 
   read(): string {
-    // Each open bracket has the options read so far, the last of them still growing.
-    const open: string[][] = [[""]];
-    for (; this.#at < this.#text.length; this.#at += 1) {
-      const character = this.#text.charAt(this.#at);
-      if (character === "{") {
-        open.push([""]);
-      } else if (character === "}" && open.length > 1) {
-        this.#append(open, this.#choose(open.pop() ?? []));
-      } else if (character === "|" && open.length > 1) {
-        open.at(-1)?.push("");
-      } else {
-        this.#append(open, this.#plain(character));
-      }
+    let from = 0;
+    for (const { 0: mark, index } of this.#text.matchAll(MARKS)) {
+      this.#append(this.#text.slice(from, index));
+      this.#take(mark);
+      from = index + mark.length;
     }
-    // What was never closed stands as it is.
-    while (open.length > 1) {
-      const rest = open.pop() ?? [];
-      this.#append(open, `{${rest.join("|")}`);
+    this.#append(this.#text.slice(from));
+    // The page takes a bracket that is never closed as closed at the end.
+    while (this.#open.length > 1) {
+      this.#close();
     }
-    return open[0]?.[0] ?? "";
+    return this.#open[0]?.[0] ?? "";
   }
 
-  /** A character as it is, or the bracket behind a backslash. */
-  #plain(character: string): string {
-    const next = this.#text.charAt(this.#at + 1);
-    if (character === "\\" && (next === "{" || next === "}" || next === "|")) {
-      this.#at += 1;
-      return next;
+  #take(mark: string): void {
+    const isInside = this.#open.length > 1;
+    if (mark === "{") {
+      this.#open.push([""]);
+    } else if (mark === "}" && isInside) {
+      this.#close();
+    } else if (mark === "|" && isInside) {
+      this.#open.at(-1)?.push("");
+    } else {
+      this.#append(mark.slice(-1));
     }
-    return character;
   }
 
-  #append(open: string[][], text: string): void {
-    const options = open.at(-1) ?? [];
+  #append(text: string): void {
+    const options = this.#open.at(-1) ?? [];
     options.push((options.pop() ?? "") + text);
   }
 
-  #choose(options: readonly string[]): string {
-    return options[Math.floor(this.#random() * options.length)] ?? "";
+  #close(): void {
+    const options = this.#open.pop() ?? [];
+    this.#append(options[Math.floor(this.#random() * options.length)] ?? "");
   }
 }
 

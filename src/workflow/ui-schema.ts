@@ -9,7 +9,7 @@ import { isJsonObject } from "../platform/json.ts";
 import { addBroadcastLinks } from "./broadcast-links.ts";
 import { clip, listProblems } from "./describe.ts";
 import { own, ownList, ownObject, ownText } from "./graph-read.ts";
-import { MAX_NODES, MAX_SUBGRAPH_DEPTH } from "./limits.ts";
+import { MAX_INPUTS_PER_NODE, MAX_NODES, MAX_SUBGRAPH_DEPTH } from "./limits.ts";
 import { nodeIdOf } from "./meta.ts";
 
 /** An input slot as the file has it. */
@@ -189,6 +189,8 @@ function readScope(scope: JsonObject, context: ScopeContext): UiScope {
     const read = isJsonObject(node) ? readNode(node, context) : undefined;
     if (read === undefined) {
       problems.push(`something in ${where} that is no node, at place ${index + 1}`);
+    } else if (read.inputs.length > MAX_INPUTS_PER_NODE) {
+      problems.push(`a node with ${read.inputs.length} inputs in ${where}: '${clip(read.id)}'`);
     } else if (nodes.has(read.id)) {
       problems.push(`two nodes with the id '${clip(read.id)}' in ${where}`);
     } else {
