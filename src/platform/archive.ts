@@ -25,6 +25,8 @@ export interface ArchiveLimits {
   readonly maxEntries: number;
   /** Sum of all files, unpacked. */
   readonly maxTotalBytes: number;
+  /** What the disk has room for; more than that is no fault of the archive's. */
+  readonly spaceBytes: number;
   readonly maxDepth: number;
   readonly maxPathLength: number;
 }
@@ -33,6 +35,7 @@ export interface ArchiveLimits {
 export const DEFAULT_ARCHIVE_LIMITS: ArchiveLimits = {
   maxEntries: 100_000,
   maxTotalBytes: 2 ** 43,
+  spaceBytes: Number.POSITIVE_INFINITY,
   maxDepth: 32,
   maxPathLength: 1024,
 };
@@ -201,8 +204,8 @@ class Unpacking {
     body: AsyncIterable<Uint8Array>,
   ): Promise<void> {
     this.#claim(path, "file");
-    if (declared !== undefined && this.#totalBytes + declared > this.#limits.maxTotalBytes) {
-      throw this.#tooLarge();
+    if (declared !== undefined) {
+      this.#checkTotal(this.#totalBytes + declared);
     }
     const target = joinInside(this.root, path);
     const hasher = this.#options.hash === true ? new Bun.CryptoHasher("sha256") : undefined;
@@ -212,9 +215,7 @@ class Unpacking {
       for await (const chunk of body) {
         this.#options.signal?.throwIfAborted();
         this.#totalBytes += chunk.byteLength;
-        if (this.#totalBytes > this.#limits.maxTotalBytes) {
-          throw this.#tooLarge();
-        }
+        this.#checkTotal(this.#totalBytes);
         writeFully(fd, chunk, position);
         hasher?.update(chunk);
         position += chunk.byteLength;
@@ -352,8 +353,18 @@ class Unpacking {
     }
   }
 
-  #tooLarge(): DownloadError {
-    return unsafe(`unpacks to more than ${formatSize(this.#limits.maxTotalBytes)}`, this.label);
+  #checkTotal(bytes: number): void {
+    const { maxTotalBytes, spaceBytes } = this.#limits;
+    if (bytes > spaceBytes) {
+      throw new DownloadError(
+        "NO_SPACE",
+        `${this.label ?? "The archive"} does not fit: ${this.root} has room for ${formatSize(spaceBytes)}, its files need at least ${formatSize(bytes)}`,
+        { hint: "Make room there, or give a larger disk. Nothing of the archive was installed." },
+      );
+    }
+    if (bytes > maxTotalBytes) {
+      throw unsafe(`unpacks to more than ${formatSize(maxTotalBytes)}`, this.label);
+    }
   }
 }
 

@@ -4,7 +4,7 @@
  */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
-import type { UnpackedFile } from "../platform/archive.ts";
+import type { ArchiveLimits, UnpackedFile } from "../platform/archive.ts";
 import { sniffArchive, unpackArchive, unpackTar } from "../platform/archive.ts";
 import { DownloadError } from "../platform/errors.ts";
 import { freeSpace, readFully } from "../platform/files.ts";
@@ -38,7 +38,7 @@ export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFil
     label: job.label,
     signal: job.signal,
     hash: true,
-    limits: { maxTotalBytes: byteLimit(job) },
+    limits: byteLimits(job),
   };
   if ((await firstKind(job)) === "tar") {
     return await unpackTar(followFile(job.dataPath, job.frontier), job.treePath, options);
@@ -48,10 +48,11 @@ export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFil
 }
 
 /** At most what the disk can hold, and no bomb. */
-function byteLimit(job: UnpackJob): number {
-  const space = Math.max(0, freeSpace(job.treePath).freeBytes - job.reserveBytes);
-  const ratio = Math.max(ALWAYS_ALLOWED_BYTES, (job.sizeBytes ?? 0) * MAX_RATIO);
-  return Math.min(space, ratio);
+function byteLimits(job: UnpackJob): Pick<ArchiveLimits, "maxTotalBytes" | "spaceBytes"> {
+  return {
+    spaceBytes: Math.max(0, freeSpace(job.treePath).freeBytes - job.reserveBytes),
+    maxTotalBytes: Math.max(ALWAYS_ALLOWED_BYTES, (job.sizeBytes ?? 0) * MAX_RATIO),
+  };
 }
 
 async function firstKind(job: UnpackJob): Promise<ReturnType<typeof sniffArchive>> {

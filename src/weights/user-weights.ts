@@ -248,7 +248,7 @@ async function unpackInto(context: UnpackContext): Promise<UserWeights> {
       label: `The archive ${label}`,
       signal: options.signal,
       hash: true,
-      limits: { maxTotalBytes: Math.max(0, space) },
+      limits: { spaceBytes: Math.max(0, space) },
     });
     const { placed, manifest, unplaced } = arrange(staging, files);
     const published = await publishUserTree(context, join(staging, "placed"), placed);

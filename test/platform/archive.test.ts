@@ -284,6 +284,12 @@ describe("archives that want out", () => {
     expect(outcome.code).toBe("ARCHIVE_UNSAFE");
   });
 
+  test("an archive that the disk has no room for is told as that, not as a bad archive", async () => {
+    const archive = tar([{ name: "big", body: Buffer.alloc(20_000) }]);
+    const outcome = await unpack(archive, { limits: { spaceBytes: 10_000 } });
+    expect(outcome.code).toBe("NO_SPACE");
+  });
+
   test("D56: too many entries are refused", async () => {
     const many = Array.from({ length: 30 }, (_, index) => ({ name: `f${index}`, body: "x" }));
     expect((await unpack(tar(many), { limits: { maxEntries: 20 } })).code).toBe("ARCHIVE_UNSAFE");
