@@ -51,7 +51,7 @@ exec /usr/bin/curl "$@"
 SCRIPT
   cat > "$bases/python/Dockerfile" <<'DOCKERFILE'
 FROM debian:bookworm-slim
-RUN apt-get update -qq && apt-get install -qqy --no-install-recommends python3 tini \
+RUN apt-get update -qq && apt-get install -qqy --no-install-recommends python3 python3-pip tini \
   && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /usr/lib/python3*/EXTERNALLY-MANAGED \
   && ln -s /usr/bin/python3 /usr/local/bin/python
 COPY --chmod=755 curl /usr/local/bin/curl

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { tempDir } from "../support/temp-dir.ts";
 import type { Result } from "./engine.ts";
@@ -41,6 +41,7 @@ function isWebp(path: string): boolean {
 describeCog("the cog CLI in a fresh checkout", () => {
   beforeAll(async () => {
     project = await trialCopy();
+    mkdirSync(join(project.path, "out"));
   }, 600_000);
   afterAll(() => project[Symbol.dispose]());
 
@@ -241,11 +242,11 @@ describeCog("wrong edits of cog.yaml", () => {
       "must be in the form 'run.py:Runner'",
     ],
     ["a missing signature", "cog/signature.py", "cog/gone.py", "gone.py"],
-    ["an unknown key", "environment:", "enviroment:", "enviroment"],
+    ["a Python too old for Cog", 'python_version: "3.11"', 'python_version: "3.7"', "3.10"],
   ])("%s is told in one sentence", async (_name, from, to, sentence) => {
     const path = join(project.path, "cog.yaml");
     const before = readFileSync(path, "utf8");
-    writeFileSync(path, before.replace(from, to));
+    writeFileSync(path, before.replaceAll(from, to));
     const { err, out, code } = await cog("run", "-i", "workflow_json={}");
     writeFileSync(path, before);
     expect(code).toBe(1);

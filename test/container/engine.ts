@@ -108,7 +108,7 @@ export function buildImage(): Promise<void> {
 
 const Health = z.object({
   status: z.string(),
-  setup: z.object({ status: z.string(), logs: z.string() }).optional(),
+  setup: z.object({ status: z.string(), logs: z.string().optional() }).optional(),
 });
 type Health = z.output<typeof Health>;
 

@@ -231,7 +231,15 @@ describeEngine("stopping", () => {
   });
 
   test("while STARTING ends with exit code 0", async () => {
-    await using container = await Container.start();
+    // A source of weights that never answers keeps setup going.
+    const stall = "Bun.serve({ port: 9999, fetch: () => new Promise(() => undefined) })";
+    await using container = await Container.start(
+      ["--env", "COG_WEIGHTS=http://127.0.0.1:9999/w.tar"],
+      IMAGE,
+      ["sh", "-c", `bun -e '${stall}' & exec bun run /src/predict.ts`],
+    );
+    const { status } = await until("the first answer", () => container.health());
+    expect(status).toBe("STARTING");
     await docker("stop", "--time", "20", container.id);
     expect(await container.ended()).toBe(0);
   });
@@ -257,10 +265,14 @@ describeEngine("stopping", () => {
     await container.settled();
     await docker("exec", container.id, "sh", "-c", "kill -TERM $(cat /tmp/pid)");
     const left = await until("the server to end", async () => {
-      const table = await docker("top", container.id, "-eo", "comm");
+      const table = await docker("top", container.id, "-eo", "pid,comm");
       return table.includes("bun") ? undefined : table;
     });
-    expect(left.split("\n").slice(1).sort()).toEqual(["sh", "sleep", "tini"]);
+    const names = left
+      .split("\n")
+      .slice(1)
+      .map((row) => row.trim().split(/\s+/)[1]);
+    expect(names.sort()).toEqual(["sh", "sleep", "tini"]);
   });
 
   test("an engine that the kernel kills is told apart and started again; the server stays", async () => {
@@ -276,7 +288,7 @@ describeEngine("stopping", () => {
       container.id,
       "sh",
       "-c",
-      "for p in /proc/[0-9]*; do if tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q embedded/main.ts; then kill -KILL $(basename $p); fi; done",
+      "for p in /proc/[0-9]*; do if tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '[e]mbedded/main.ts'; then kill -KILL $(basename $p); fi; done",
     );
     const prediction = await answer;
     expect(prediction.status).toBe("failed");
