@@ -47,6 +47,10 @@ class Predictor(BasePredictor):
             description="Download missing weights during this prediction instead of failing at once. Refused where the operator forbids it.",
             default=False,
         ),
+        overrides: str = Input(
+            description="Values to set in the workflow, as a JSON object: {\"6.text\": \"a cat\", \"KSampler.seed\": 7}, by node id, title or class.",
+            default="",
+        ),
         hf_api_token: Secret = Input(
             description="Hugging Face token, used for the downloads of this prediction only.",
             default="",
