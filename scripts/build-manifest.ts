@@ -229,7 +229,29 @@ function upstreamRow(fact: Fact): Row[] {
   return row.urls.length === 0 || row.category === "xlabs" ? [] : [row];
 }
 
+/** Two rows of one place: the original's name, the address that is known best, every other as a mirror. */
+function merged(row: Row, known: Row | undefined): Row {
+  if (known?.sha256 === undefined || row.sha256 !== undefined) {
+    return row;
+  }
+  const mirrors = [...(known.mirrors ?? []), ...row.urls, ...(row.mirrors ?? [])];
+  return {
+    ...known,
+    ...row,
+    urls: known.urls,
+    mirrors: [...new Set(mirrors)],
+    sha256: known.sha256,
+  };
+}
+
 function kitRow(file: KitFile, known: Row | undefined): Row {
+  if (
+    CONFLICTING.has(keyOf(file.category, file.name)) &&
+    known?.urls[0]?.endsWith(".tar") === true
+  ) {
+    // What the kit's address holds isn't certain; the original's archive is what its workflows were made with.
+    return known;
+  }
   const hasHash = file.sha256 !== undefined && !CONFLICTING.has(keyOf(file.category, file.name));
   const urls = file.urls.filter(isOwnHost);
   const rest = [
@@ -329,7 +351,8 @@ const CONFLICTING = new Set(
 
 const rows = new Map<string, Row>();
 for (const row of [...facts.flatMap(upstreamRow), ...cogRows(map, facts)]) {
-  rows.set(keyOf(row.path ?? row.category, row.name), row);
+  const place = row.path ?? keyOf(row.category, row.name);
+  rows.set(place, merged(row, rows.get(place)));
 }
 for (const file of Object.values(kits).flatMap((kit) => kit.files)) {
   const key = keyOf(file.category, file.name);
