@@ -75,7 +75,8 @@ function layersOf(tensors: ReadonlyMap<string, Tensor>): Layer[] | undefined {
     }
     layers.push({ inputs, outputs, weight: weight.data, bias: bias.data, slope: slope?.data });
   }
-  return layers.length < 2 ? undefined : layers;
+  // The last tensor belongs to a convolution: numbers of convolutions are even.
+  return layers.length < 2 || last % 2 !== 0 ? undefined : layers;
 }
 
 export class CompactNetwork {
