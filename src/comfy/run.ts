@@ -228,8 +228,10 @@ class Run implements Disposable {
     if (!(error instanceof EngineError) || error.code !== "ENGINE_UNAVAILABLE") {
       throw error;
     }
-    // A refused connection is often noticed before the death behind it.
-    await Promise.race([this.#engine.exited, Bun.sleep(this.#times.settleTimeoutMs)]);
+    if (this.#engine.kind !== "remote") {
+      // A refused connection is often noticed before the death behind it.
+      await Promise.race([this.#engine.exited, Bun.sleep(this.#times.settleTimeoutMs)]);
+    }
     if (this.#death !== undefined) {
       return `the engine had ended before it took the workflow (${this.#death.reason})`;
     }
