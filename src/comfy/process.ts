@@ -9,7 +9,7 @@ import { CanceledError, EngineError, messageOf } from "../platform/errors.ts";
 import { makeFolder, writeAtomically } from "../platform/files.ts";
 import type { HttpClient } from "../platform/http.ts";
 import type { Logger } from "../platform/log.ts";
-import { sleep } from "../platform/retry.ts";
+import { sleep, within } from "../platform/retry.ts";
 import { ComfyClient } from "./client.ts";
 import type { EngineExit } from "./engine.ts";
 import type { Installation, LaunchFolders } from "./launch.ts";
@@ -192,11 +192,7 @@ export class EngineProcess {
     this.#stopReason = "ComfyUI was stopped";
     for (const name of ["SIGINT", "SIGTERM"] as const) {
       this.#signalGroup(name);
-      const ended = await Promise.race([
-        this.exited.then(() => true),
-        Bun.sleep(this.#times.stopGraceMs).then(() => false),
-      ]);
-      if (ended) {
+      if (await within(this.exited, this.#times.stopGraceMs)) {
         return await this.exited;
       }
     }
@@ -228,7 +224,10 @@ export class EngineProcess {
     const code = await this.#child.exited;
     // Children that outlive it hold its GPU memory and its pipes.
     this.#signalGroup("SIGKILL");
-    await Promise.race([pumps.catch(() => undefined), Bun.sleep(this.#times.stopGraceMs)]);
+    await within(
+      pumps.catch(() => undefined),
+      this.#times.stopGraceMs,
+    );
     const { signalCode } = this.#child;
     const signal = signalCode === null ? null : String(signalCode);
     return {

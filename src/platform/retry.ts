@@ -39,6 +39,20 @@ export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   await sleepFor(ms, undefined, signal === undefined ? {} : { signal });
 }
 
+/**
+ * Waits for `work`, but no longer than `ms`; says whether it was in time. Its timer is gone afterwards: one that is left
+ * behind holds the process for as long as it runs.
+ */
+export async function within(work: Promise<unknown>, ms: number): Promise<boolean> {
+  const { promise, resolve } = Promise.withResolvers<false>();
+  const timer = setTimeout(() => resolve(false), ms);
+  try {
+    return await Promise.race([work.then(() => true as const), promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 export interface RetryOptions {
   readonly policy: RetryPolicy;
   readonly signal?: AbortSignal | undefined;

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { Limiter, SingleFlight } from "../../src/platform/limit.ts";
-import { retryAfterMs, retryDelay, withRetries } from "../../src/platform/retry.ts";
+import { retryAfterMs, retryDelay, within, withRetries } from "../../src/platform/retry.ts";
 import { formatSize, parseSize } from "../../src/platform/size.ts";
 
 describe("Limiter", () => {
@@ -95,5 +95,13 @@ describe("sizes", () => {
     [334_641_190, "335 MB"],
   ])("print %d as %s", (bytes, text) => {
     expect(formatSize(bytes)).toBe(text);
+  });
+});
+
+describe("within", () => {
+  test("says whether the work was in time, and passes its failure on", async () => {
+    expect(await within(Promise.resolve(), 1000)).toBe(true);
+    expect(await within(new Promise(() => undefined), 1)).toBe(false);
+    await expect(within(Promise.reject(new Error("broken")), 1000)).rejects.toThrow("broken");
   });
 });
