@@ -376,11 +376,14 @@ function commandLines({ commands, download }: MissingReport): string[] {
     return [];
   }
   const width = Math.max(...commands.map(({ command }) => command.length));
-  const unsized =
-    download.unsized.length === 0 ? "" : ` and ${download.unsized.length} of unknown size`;
+  const { bytes, unsized } = download;
+  const sizes = [
+    ...(bytes === 0 ? [] : [formatSize(bytes)]),
+    ...(unsized.length === 0 ? [] : [`${unsized.length} of unknown size`]),
+  ];
   const files = download.files === 1 ? "1 file" : `${download.files} files`;
   return [
-    `\nWhat has a source (${files}, ${formatSize(download.bytes)}${unsized}):`,
+    `\nWhat has a source (${files}, ${sizes.join(", ")}):`,
     ...commands.map(({ command, does }) => `  ${command.padEnd(width)}  ${does}`),
   ];
 }

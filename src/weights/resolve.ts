@@ -317,7 +317,8 @@ function fromWorkflow(sought: Sought, options: ResolveOptions): Resolution | und
     addressName(allowed.hint.url, requestFileName(ref, allowed.hint)),
   );
   const job: InstallJob = {
-    name: ref.name,
+    // Never the address, which may carry a token: the name goes into logs and errors.
+    name: ref.fromUrl === true ? requestFileName(ref, allowed.hint) : ref.name,
     category: ref.category,
     destination: place,
     sources: [source(allowed.hint.url, trust, allowed.hint.sha256)],
@@ -360,7 +361,8 @@ function operatorJob(
 }
 
 function knownFrom(ref: WeightRef, hint: WeightHint, origin: KnownWeight["origin"]): KnownWeight {
-  return { name: ref.name, source: bareUrl(hint.url), origin };
+  const name = ref.fromUrl === true ? requestFileName(ref, hint) : ref.name;
+  return { name, source: bareUrl(hint.url), origin };
 }
 
 function knownOf(

@@ -246,7 +246,7 @@ describe("a request's own addresses", () => {
   test("are fetched with no one's tokens into a name-space of their own", () => {
     expect(resolveJobs(asInput(url), options)).toEqual([
       {
-        name: url,
+        name: "style.safetensors",
         category: "loras",
         destination: `/nowhere/models/loras/_url/${digest}/style.safetensors`,
         sources: [{ url, trust: "request" }],
