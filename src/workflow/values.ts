@@ -137,7 +137,7 @@ function checkChoice(value: JsonValue, definition: InputDefinition): Checked {
   if (same !== undefined) {
     return { value: same };
   }
-  const isOpen = choices === undefined || (text !== undefined && LOOKS_LIKE_FILE.test(text));
+  const isOpen = choices === undefined || (text !== undefined && looksLikeFile(text));
   if (isOpen) {
     return value === null || typeof value === "object"
       ? { problem: `${show(value)} is no choice` }
@@ -150,7 +150,10 @@ function checkChoice(value: JsonValue, definition: InputDefinition): Checked {
   return { problem: `${show(value)} is not among its choices${didYouMean(near) || list}` };
 }
 
-const LOOKS_LIKE_FILE = /\.[a-z][a-z0-9]{1,11}$/i;
+/** True for text that ends like a file name. */
+export function looksLikeFile(text: string): boolean {
+  return /\.[a-z][a-z0-9]{1,11}$/i.test(text);
+}
 
 function show(value: JsonValue): string {
   if (typeof value === "bigint") {
