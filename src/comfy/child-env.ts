@@ -104,7 +104,13 @@ export function childEnv(env: Env, options: ChildEnvOptions): Record<string, str
     (entry): entry is [string, string] =>
       entry[1] !== undefined && (passed.has(entry[0]) || isHarmless(entry[0])),
   );
-  const defaults: Record<string, string> = { ...ALWAYS, ...(options.offline ? OFFLINE : {}) };
+  // A uid without a name, as containers may run under, is fatal to libraries that ask who they are (torch).
+  const name = env["USER"] ?? env["LOGNAME"] ?? "cog";
+  const defaults: Record<string, string> = {
+    USER: name,
+    ...ALWAYS,
+    ...(options.offline ? OFFLINE : {}),
+  };
   // What the operator passes by name wins over our defaults.
   return { ...Object.fromEntries(kept), ...defaults, ...pick(env, options.pass) };
 }

@@ -292,13 +292,18 @@ function cannotStart(
   const what = installation.kind === "embedded" ? "The embedded engine" : "ComfyUI";
   return new EngineError(
     "ENGINE_UNAVAILABLE",
-    `${what} could not be started in ${installation.cwd}: ${reason}.${quote(log)}`,
+    `${what} could not be started in ${installation.cwd}: ${reason}.${known === undefined ? quote(log) : ` It said: ${lineWith(known.pattern, log)}`}`,
     {
       cause,
       hint: known?.hint ?? `Run it by hand to see more: ${installation.command.join(" ")}`,
       details: { log: log.slice(-LAST_WORDS) },
     },
   );
+}
+
+/** The one line of its last words that tells why. */
+function lineWith(pattern: RegExp, log: readonly string[]): string {
+  return log.findLast((line) => pattern.test(line))?.trim() ?? "";
 }
 
 /** Its last words as lines of their own; empty when it said nothing. */
