@@ -66,6 +66,11 @@ export interface RunRequest {
   readonly resetCache?: boolean;
 }
 
+interface TimedCheck {
+  readonly validation: Validation;
+  readonly tookMs: number;
+}
+
 export class ComfyUI implements AsyncDisposable {
   readonly config: Config;
   readonly weights: WeightsDownloader;
@@ -205,12 +210,12 @@ export class ComfyUI implements AsyncDisposable {
       );
       return workflow;
     }
-    const started = performance.now();
-    let validation = this.check_weights(workflow);
-    if (validation.missing.length > 0) {
-      validation = await this.fetchMissing(workflow, validation, request);
-    }
-    this.tell(validation, performance.now() - started, log);
+    const checked = this.timedCheck(workflow);
+    const { validation, tookMs } =
+      checked.validation.missing.length === 0
+        ? checked
+        : await this.fetchMissing(workflow, checked.validation, request);
+    this.tell(validation, tookMs, log);
     const { graph, respelled } = respellWeights(workflow.graph, validation.present);
     for (const { nodeId, from, to } of respelled) {
       log.info(`Node ${nodeId}: "${from}" is given to ComfyUI as "${to}"`);
@@ -323,11 +328,17 @@ export class ComfyUI implements AsyncDisposable {
     ]);
   }
 
+  private timedCheck(workflow: Workflow): TimedCheck {
+    const started = performance.now();
+    const validation = this.check_weights(workflow);
+    return { validation, tookMs: performance.now() - started };
+  }
+
   private async fetchMissing(
     workflow: Workflow,
     validation: Validation,
     request: WeightsRequest,
-  ): Promise<Validation> {
+  ): Promise<TimedCheck> {
     const decision = decideDownload(this.config.WEIGHTS_POLICY, request.downloadMissing === true);
     const unsourced = validation.missing.filter(
       (missing) => this.weights.resolve(missing, "request").kind !== "jobs",
@@ -352,9 +363,9 @@ export class ComfyUI implements AsyncDisposable {
     for (const { name, sizeBytes, source } of installed) {
       log.info(`Fetched and verified ${name} (${formatSize(sizeBytes)}) from ${source}`);
     }
-    const after = this.check_weights(workflow);
-    if (after.missing.length > 0) {
-      throw weightsMissing(after, this.weights.manifest);
+    const after = this.timedCheck(workflow);
+    if (after.validation.missing.length > 0) {
+      throw weightsMissing(after.validation, this.weights.manifest);
     }
     return after;
   }
