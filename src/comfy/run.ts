@@ -5,6 +5,7 @@
 import { CanceledError, EngineError, isAbort } from "../platform/errors.ts";
 import type { JsonObject } from "../platform/json.ts";
 import type { Logger } from "../platform/log.ts";
+import { sleep, within } from "../platform/retry.ts";
 import type { Graph } from "../workflow/graph.ts";
 import type { CancelTimes } from "./cancel.ts";
 import { cancelPrompt } from "./cancel.ts";
@@ -230,14 +231,21 @@ class Run implements Disposable {
     }
     if (this.#engine.kind !== "remote") {
       // A refused connection is often noticed before the death behind it.
-      await Promise.race([this.#engine.exited, Bun.sleep(this.#times.settleTimeoutMs)]);
+      await within(this.#engine.exited, this.#times.settleTimeoutMs);
     }
     if (this.#death !== undefined) {
       return `the engine had ended before it took the workflow (${this.#death.reason})`;
     }
-    const look = await this.#look();
-    // A connection that was kept open may have been closed at the other end in that very moment.
-    return look === "unknown" ? "the request got lost on its way to ComfyUI" : undefined;
+    for (let look = 1; (await this.#look()) === "unknown"; look += 1) {
+      if (look > 1) {
+        // A connection that was kept open may have been closed at the other end in that very moment.
+        return "the request got lost on its way to ComfyUI";
+      }
+      // What was sent may still be on its way into the queue.
+      await sleep(this.#times.pollMs, this.#options.signal).catch(() => undefined);
+    }
+    this.#isLookDue = true;
+    return undefined;
   }
 
   /** Waits for the end. @returns the history; undefined when only events tell how it ended */
@@ -320,21 +328,30 @@ class Run implements Disposable {
       if (this.#announced !== undefined) {
         return this.#afterAnnouncement();
       }
-      const queue = await this.#client.queue(signal, this.#times.lookTimeoutMs);
-      const waits = queue.queue_pending.includes(this.#promptId);
-      if (waits) {
-        // Others are before it: silence is no stall.
-        this.#lastEventAt = Date.now();
+      if (await this.#isListed(signal)) {
+        this.#absentLooks = 0;
+        return "listed";
       }
-      const isListed = waits || queue.queue_running.includes(this.#promptId);
-      this.#absentLooks = isListed ? 0 : this.#absentLooks + 1;
-      return isListed ? "listed" : "unknown";
+      // It may have ended between the two questions; ComfyUI moves it from one list to the other in one step.
+      const late = await this.#client.history(this.#promptId, signal, this.#times.lookTimeoutMs);
+      this.#absentLooks += 1;
+      return late ?? "unknown";
     } catch (error) {
       if (error instanceof EngineError || isAbort(error)) {
         return "no-answer";
       }
       throw error;
     }
+  }
+
+  async #isListed(signal: AbortSignal): Promise<boolean> {
+    const queue = await this.#client.queue(signal, this.#times.lookTimeoutMs);
+    const waits = queue.queue_pending.includes(this.#promptId);
+    if (waits) {
+      // Others are before it: silence is no stall.
+      this.#lastEventAt = Date.now();
+    }
+    return waits || queue.queue_running.includes(this.#promptId);
   }
 
   #afterAnnouncement(): "listed" | "unknown" {

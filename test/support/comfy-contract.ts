@@ -460,7 +460,8 @@ export function comfyContract(label: string, contract: ContractEngine): void {
       });
 
       test("says so when somebody deletes the run from the queue", async () => {
-        const first = await running(engine, fresh(slowGraph(3, 256, 77)));
+        const cancel = new AbortController();
+        const first = await running(engine, fresh(contract.slow), { signal: cancel.signal });
         await using proxy = proxyTo(engine.url);
         await using remote = await RemoteEngine.connect(proxy.url, new HttpClient());
         const second = runWorkflow(remote, fresh(pictureGraph({ color: 78 })), QUICK);
@@ -476,7 +477,8 @@ export function comfyContract(label: string, contract: ContractEngine): void {
         const error = await failure(second);
         expect(error.code).toBe("ENGINE_PROTOCOL");
         expect(error.message).toContain("vanished");
-        await first.end;
+        cancel.abort();
+        await failure(first.end);
       });
     });
 
