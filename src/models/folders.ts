@@ -4,7 +4,7 @@
  */
 
 import type { BigIntStats } from "node:fs";
-import { accessSync, constants, lstatSync, readdirSync } from "node:fs";
+import { accessSync, constants, lstatSync, readdirSync, readFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { basename, dirname, join, resolve, sep } from "node:path";
 import { z } from "zod";
@@ -61,6 +61,24 @@ function isWritable(dir: string): boolean {
         return false;
       }
     }
+  }
+}
+
+function namesIn(dir: string): string[] {
+  try {
+    return readdirSync(dir);
+  } catch {
+    return [];
+  }
+}
+
+/** A one-word file, as the hub's cache keeps what a branch stands for. */
+function textOf(path: string): string | undefined {
+  try {
+    const text = readFileSync(path, "utf8").trim();
+    return /^[\w-]+$/.test(text) ? text : undefined;
+  } catch {
+    return undefined;
   }
 }
 
@@ -278,19 +296,14 @@ export class ModelFolders {
     return process.platform === "linux" || this.list(category).includes(name);
   }
 
+  /** In every revision that was fetched, the one that `main` stands for first. */
   #hubCandidates(repository: string, file: string | undefined): string[] {
-    const root = join(this.#hfHome, "hub", repository, "snapshots");
     if (file !== undefined && !isListable(file)) {
       return [];
     }
-    let revisions: string[];
-    try {
-      revisions = readdirSync(root);
-    } catch {
-      revisions = [];
-    }
-    const inside = (revision: string) =>
-      file === undefined ? join(root, revision) : join(root, revision, file);
-    return revisions.length === 0 ? [inside("main")] : revisions.map(inside);
+    const root = join(this.#hfHome, "hub", repository);
+    const main = textOf(join(root, "refs", "main")) ?? "main";
+    const revisions = new Set([main, ...namesIn(join(root, "snapshots"))]);
+    return [...revisions].map((revision) => join(root, "snapshots", revision, file ?? ""));
   }
 }

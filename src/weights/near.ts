@@ -12,31 +12,33 @@ const MAX_EDITS = 6;
 /** Names compared letter by letter at most; the cheap rules see all of them. */
 const MAX_COMPARED = 5000;
 
+/** A name taken apart, in lower case. */
 interface Name {
+  readonly spelled: string;
   readonly whole: string;
   readonly base: string;
+  readonly ending: string;
+  /** Separators inside names are mixed up as easily as letters: `sd_xl base` is `sd-xl_base`. */
   readonly stem: string;
 }
 
-function split(name: string): Name {
-  const whole = name.replaceAll("\\", "/").toLowerCase();
+function split(spelled: string): Name {
+  const whole = spelled.replaceAll("\\", "/").toLowerCase();
   const base = whole.slice(whole.lastIndexOf("/") + 1);
   const ending = extensionOf(base);
-  // Separators inside names are mixed up as easily as letters: `sd_xl base` is `sd-xl_base`.
   const stem = base.slice(0, base.length - ending.length).replace(/[\s_.-]+/g, "-");
-  return { whole, base, stem };
+  return { spelled, whole, base, ending, stem };
 }
 
-function whyNear(wanted: Name, spelled: string, name: string): NearMatch["why"] | undefined {
-  const other = split(name);
+function whyNear(wanted: Name, other: Name): NearMatch["why"] | undefined {
   if (other.whole === wanted.whole) {
-    return spelled.replaceAll("\\", "/") === name ? "separator" : "case";
+    return wanted.spelled.replaceAll("\\", "/") === other.spelled ? "separator" : "case";
   }
   if (other.base === wanted.base) {
     return "subfolder";
   }
   if (other.stem === wanted.stem) {
-    return extensionOf(name) === extensionOf(spelled) ? "separator" : "extension";
+    return other.ending === wanted.ending ? "separator" : "extension";
   }
   return undefined;
 }
@@ -61,96 +63,109 @@ export function editDistance(a: string, b: string, limit: number): number {
   return row[b.length] ?? limit + 1;
 }
 
-function misspelt(wanted: Name, names: Iterable<string>): string[] {
+function misspelt(wanted: Name, names: readonly Name[]): Name[] {
   const limit = Math.min(MAX_EDITS, Math.max(1, Math.floor(wanted.stem.length * EDIT_SHARE)));
-  const found: { name: string; edits: number }[] = [];
-  let compared = 0;
-  for (const name of names) {
-    compared += 1;
-    if (compared > MAX_COMPARED) {
-      break;
-    }
-    const edits = editDistance(wanted.stem, split(name).stem, limit);
-    if (edits <= limit) {
-      found.push({ name, edits });
-    }
-  }
-  return found.sort((a, b) => a.edits - b.edits).map(({ name }) => name);
+  return names
+    .slice(0, MAX_COMPARED)
+    .map((name) => ({ name, edits: editDistance(wanted.stem, name.stem, limit) }))
+    .filter(({ edits }) => edits <= limit)
+    .sort((a, b) => a.edits - b.edits)
+    .map(({ name }) => name);
 }
 
 const ORDER: readonly NearMatch["why"][] = ["separator", "case", "extension", "subfolder"];
 
-/** The files on disk, else the names in the manifest, that are nearest to a missing name. */
-export function nearMatches(
-  ref: WeightRef,
-  folders: ModelFolders,
-  manifest?: Manifest,
-): NearMatch[] {
-  const wanted = split(ref.name);
-  const own = [ref.category, ...(ref.otherCategories ?? [])].filter((name) => name !== undefined);
-  const inFolder = own.flatMap((category) =>
-    folders.list(category).flatMap((name) => {
-      const why = whyNear(wanted, ref.name, name);
-      return why === undefined ? [] : [{ name, category, why }];
-    }),
-  );
-  inFolder.sort((a, b) => ORDER.indexOf(a.why) - ORDER.indexOf(b.why));
-  const elsewhere = otherFolders(wanted, own, folders);
-  const sure = unique([...inFolder, ...elsewhere]);
-  if (sure.length > 0) {
-    return sure.slice(0, MAX_MATCHES);
-  }
-  const slips = own.flatMap((category) =>
-    misspelt(wanted, folders.list(category)).map(
-      (name): NearMatch => ({ name, category, why: "spelling" }),
-    ),
-  );
-  return (slips.length > 0 ? slips : inManifest(ref.name, wanted, own, manifest)).slice(
-    0,
-    MAX_MATCHES,
-  );
-}
+/** Names of a manifest by category, taken apart once: they don't change. */
+const manifestNames = new WeakMap<Manifest, ReadonlyMap<string, readonly Name[]>>();
 
-function otherFolders(wanted: Name, own: readonly string[], folders: ModelFolders): NearMatch[] {
-  const searched = new Set(own.flatMap((category) => folders.pathsFor(category)));
-  return folders
-    .categories()
-    .filter(
-      (category) =>
-        !own.includes(category) && !folders.pathsFor(category).every((path) => searched.has(path)),
-    )
-    .flatMap((category) =>
-      folders
-        .list(category)
-        .filter((name) => split(name).base === wanted.base)
-        .map((name): NearMatch => ({ name, category, why: "other_folder" })),
+/** Finds what is near to missing names; made for one validation, it looks at each folder once. */
+export class NearFinder {
+  readonly #folders: ModelFolders;
+  readonly #manifest: Manifest | undefined;
+  readonly #names = new Map<string, readonly Name[]>();
+  #byBase:
+    | ReadonlyMap<string, readonly { category: string; name: string; base: string }[]>
+    | undefined;
+
+  constructor(folders: ModelFolders, manifest?: Manifest) {
+    this.#folders = folders;
+    this.#manifest = manifest;
+  }
+
+  /** The files on disk, else the names in the manifest, that are nearest to a missing name. */
+  find(ref: WeightRef): NearMatch[] {
+    const wanted = split(ref.name);
+    const own = [ref.category, ...(ref.otherCategories ?? [])].filter((name) => name !== undefined);
+    const inFolder = own.flatMap((category) =>
+      this.#namesOf(category).flatMap((other) => {
+        const why = whyNear(wanted, other);
+        return why === undefined ? [] : [{ name: other.spelled, category, why }];
+      }),
     );
+    inFolder.sort((a, b) => ORDER.indexOf(a.why) - ORDER.indexOf(b.why));
+    const sure = unique([...inFolder, ...this.#elsewhere(wanted, own)]);
+    if (sure.length > 0) {
+      return sure.slice(0, MAX_MATCHES);
+    }
+    const slips = own.flatMap((category) =>
+      misspelt(wanted, this.#namesOf(category)).map(
+        ({ spelled }): NearMatch => ({ name: spelled, category, why: "spelling" }),
+      ),
+    );
+    return (slips.length > 0 ? slips : this.#inManifest(wanted, own)).slice(0, MAX_MATCHES);
+  }
+
+  #namesOf(category: string): readonly Name[] {
+    const known = this.#names.get(category);
+    if (known !== undefined) {
+      return known;
+    }
+    const names = this.#folders.list(category).map(split);
+    this.#names.set(category, names);
+    return names;
+  }
+
+  /** The same file name in a folder that isn't searched for this one. */
+  #elsewhere(wanted: Name, own: readonly string[]): NearMatch[] {
+    this.#byBase ??= Map.groupBy(
+      this.#folders
+        .categories()
+        .flatMap((category) =>
+          this.#namesOf(category).map(({ spelled, base }) => ({ category, name: spelled, base })),
+        ),
+      ({ base }) => base,
+    );
+    const searched = new Set(own.flatMap((category) => this.#folders.pathsFor(category)));
+    return (this.#byBase.get(wanted.base) ?? [])
+      .filter(
+        ({ category }) => !this.#folders.pathsFor(category).every((path) => searched.has(path)),
+      )
+      .map(({ category, name }) => ({ name, category, why: "other_folder" }));
+  }
+
+  #inManifest(wanted: Name, own: readonly string[]): NearMatch[] {
+    const manifest = this.#manifest;
+    if (manifest === undefined || manifest.find(wanted.spelled).length > 0) {
+      return [];
+    }
+    return own.flatMap((category) => {
+      const names = namesIn(manifest, category);
+      const same = names.filter(({ stem }) => stem === wanted.stem);
+      return (same.length > 0 ? same : misspelt(wanted, names)).map(
+        ({ spelled }): NearMatch => ({ name: spelled, category, why: "spelling", onDisk: false }),
+      );
+    });
+  }
 }
 
-function inManifest(
-  spelled: string,
-  wanted: Name,
-  own: readonly string[],
-  manifest: Manifest | undefined,
-): NearMatch[] {
-  if (manifest === undefined || own.length === 0 || manifest.find(spelled).length > 0) {
-    return [];
+function namesIn(manifest: Manifest, category: string): readonly Name[] {
+  let known = manifestNames.get(manifest);
+  if (known === undefined) {
+    const rows = Map.groupBy(manifest.weights, (row) => row.category);
+    known = new Map([...rows].map(([name, group]) => [name, group.map((row) => split(row.name))]));
+    manifestNames.set(manifest, known);
   }
-  const rows = manifest.weights.filter((row) => own.includes(row.category));
-  const same = rows.filter((row) => split(row.name).stem === wanted.stem).map((row) => row.name);
-  const names =
-    same.length > 0
-      ? same
-      : misspelt(
-          wanted,
-          rows.map((row) => row.name),
-        );
-  return names.map((name) => ({
-    name,
-    category: own[0] ?? "",
-    why: "spelling" as const,
-    onDisk: false,
-  }));
+  return known.get(category) ?? [];
 }
 
 function unique(matches: readonly NearMatch[]): NearMatch[] {

@@ -9,7 +9,7 @@ import type { Defect, InspectOptions, Verdict } from "../models/header.ts";
 import { inspect as inspectShared } from "../models/header.ts";
 import { statOf } from "../models/listing.ts";
 import type { Manifest } from "./manifest.ts";
-import { nearMatches } from "./near.ts";
+import { NearFinder } from "./near.ts";
 import type { MissingWeight, PresentWeight, Validation, WeightRef } from "./refs.ts";
 import { addressName } from "./request-source.ts";
 import type { Resolution } from "./resolve.ts";
@@ -54,11 +54,13 @@ class Validator {
   readonly #options: ValidateOptions;
   readonly #ignored: (ref: WeightRef) => boolean;
   readonly #looks = new Map<string, Look>();
+  readonly #near: NearFinder;
 
   constructor(folders: ModelFolders, options: ValidateOptions) {
     this.#folders = folders;
     this.#options = options;
     this.#ignored = ignoreRule(options.ignore ?? []);
+    this.#near = new NearFinder(folders, options.manifest);
   }
 
   run(refs: readonly WeightRef[]): Validation {
@@ -260,10 +262,7 @@ class Validator {
       ...(defect === undefined ? {} : { defect }),
       ...(file === undefined ? {} : { file }),
       searched: this.#searched(ref),
-      near:
-        defect === undefined && ref.fromUrl !== true
-          ? nearMatches(ref, this.#folders, this.#options.manifest)
-          : [],
+      near: defect === undefined && ref.fromUrl !== true ? this.#near.find(ref) : [],
     };
     const resolution = this.#options.resolve?.(missing);
     if (resolution === undefined || resolution.kind === "unknown") {

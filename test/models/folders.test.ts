@@ -1,9 +1,10 @@
 /** Folders and lookup: what ComfyUI would open for a name, and what it would list. */
 import { describe, expect, test } from "bun:test";
-import { mkdirSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { extraPathsText, parseExtraPaths } from "../../src/models/extra-paths.ts";
 import { ModelFolders } from "../../src/models/folders.ts";
+import { completeHubCache } from "../../src/models/hub-cache.ts";
 import { tempDir } from "../support/temp-dir.ts";
 
 function folders(models: string): ModelFolders {
@@ -184,6 +185,21 @@ describe("destinations", () => {
       "/hf/hub/models--owner--repo/snapshots/main/a.pt",
     ]);
     expect(found.pathCandidates("custom_nodes/../../etc/passwd")).toEqual([]);
+  });
+});
+
+describe("Hugging Face's cache", () => {
+  test("is read at the revision that main stands for, and completed for a file of ours", () => {
+    using dir = tempDir({ "hub/models--o--r/snapshots/abc/a.pt": "1" });
+    const found = ModelFolders.fromDirs({ modelsDirs: ["/m"], hfHome: dir.path });
+    const root = dir.join("hub/models--o--r");
+    expect(found.findPath("hf-cache:o/r/a.pt")?.path).toBe(`${root}/snapshots/abc/a.pt`);
+    expect(found.destinationOf("hf-cache:o/r/b.pt")).toBe(`${root}/snapshots/main/b.pt`);
+    completeHubCache(`${root}/snapshots/abc/a.pt`);
+    completeHubCache(`${root}/snapshots/other/a.pt`);
+    completeHubCache("/m/vae/a.pt");
+    expect(readFileSync(`${root}/refs/main`, "utf8")).toBe("abc");
+    expect(found.destinationOf("hf-cache:o/r/b.pt")).toBe(`${root}/snapshots/abc/b.pt`);
   });
 });
 
