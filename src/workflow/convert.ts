@@ -5,7 +5,7 @@
 import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { appModeInputs } from "./app-mode.ts";
-import type { NodeDefinition } from "./definitions.ts";
+import type { DefinitionLookup, NodeDefinition } from "./definitions.ts";
 import { NodeDefinitions } from "./definitions.ts";
 import { clip, listNames } from "./describe.ts";
 import type { ExposedInput, Graph, GraphNode } from "./graph.ts";
@@ -54,8 +54,6 @@ export function convertUi(
   });
   return { ...conversion.run(document), ...collectFacts(document) };
 }
-
-type DefinitionLookup = (classType: string) => NodeDefinition | undefined;
 
 /** A node of a class nobody knows, whose file doesn't name its widgets. */
 interface UnknownNode {

@@ -68,6 +68,9 @@ export interface NodeDefinition {
   readonly pythonModule: string | undefined;
 }
 
+/** Asks for a class wherever it may be known. */
+export type DefinitionLookup = (classType: string) => NodeDefinition | undefined;
+
 /** The classes that an engine, or the committed table, knows. */
 export class NodeDefinitions {
   readonly source: "engine" | "table";

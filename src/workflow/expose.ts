@@ -5,7 +5,7 @@ import { NodeDefinitions } from "./definitions.ts";
 import { clip, listNames, listProblems } from "./describe.ts";
 import type { ExposedInput, Graph, InputPlaceName, Workflow } from "./graph.ts";
 import { linkOf } from "./graph.ts";
-import { nodeOf, own } from "./graph-read.ts";
+import { nodeOf, own, ownObject, record } from "./graph-read.ts";
 import { didYouMean, nearNames } from "./near.ts";
 import { withValues } from "./overrides.ts";
 import type { ValueKind } from "./values.ts";
@@ -184,6 +184,20 @@ export function proposeInputs(workflow: Workflow, options: Options = {}): Expose
     }
   }
   return nameRows(rows);
+}
+
+/** The document with these named inputs in its `_meta`, for `workflow expose` to write; all else stays as it is. */
+export function withExposed(document: JsonObject, inputs: readonly ExposedInput[]): JsonObject {
+  const meta = ownObject(document, "_meta") ?? {};
+  const rows = inputs.map(({ name, node, input, description = "", also }): JsonObject => {
+    const more = also === undefined ? {} : { also: also.map((place) => ({ ...place })) };
+    return { name, node, input, description, ...more };
+  });
+  return { _meta: { ...meta, inputs: rows }, ...record(withoutMeta(document)) };
+}
+
+function withoutMeta(document: JsonObject): [string, JsonValue][] {
+  return Object.entries(document).filter(([key]) => key !== "_meta");
 }
 
 /** Gives rows distinct names: the input's own, with the node's title before it where several share it. */

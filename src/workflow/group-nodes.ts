@@ -4,7 +4,7 @@
  */
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { isJsonObject } from "../platform/json.ts";
-import type { NodeDefinition } from "./definitions.ts";
+import type { DefinitionLookup } from "./definitions.ts";
 import { own, ownList, ownObject, ownText } from "./graph-read.ts";
 import type {
   UiDocument,
@@ -17,8 +17,6 @@ import type {
 } from "./ui-schema.ts";
 import { INPUT_PORTS, OUTPUT_PORTS, readLooseNode } from "./ui-schema.ts";
 import { positionsOf } from "./widgets.ts";
-
-type DefinitionLookup = (classType: string) => NodeDefinition | undefined;
 
 /** A group node's definition, and the inner widgets that the values of an instance stand for. */
 interface GroupNode {

@@ -1,11 +1,12 @@
 /**
  * Finds the texts that ComfyUI writes into the files it saves: PNG text chunks, EXIF of WebP and JPEG, the metadata
- * of MP4. Reads headers only, never a pixel; a damaged file gives what was readable before the damage.
+ * of MP4 and WebM. Reads headers only, never a pixel; a damaged file gives what was readable before the damage.
  */
 import { gunzipSync, inflateSync } from "node:zlib";
 import { MAX_TEXT_BYTES } from "./limits.ts";
+import { isMatroska, readMatroskaTags } from "./matroska-text.ts";
 
-export type MediaKind = "png" | "webp" | "jpeg" | "mp4";
+export type MediaKind = "png" | "webp" | "jpeg" | "mp4" | "webm";
 
 export interface EmbeddedText {
   /** `prompt`, `workflow`, …: lower case. */
@@ -34,6 +35,9 @@ export function readMediaTexts(bytes: Uint8Array): MediaTexts | undefined {
   }
   if (ascii(view, 4, 8) === "ftyp") {
     return { kind: "mp4", ...readMp4(view) };
+  }
+  if (isMatroska(view)) {
+    return { kind: "webm", ...readMatroskaTags(view) };
   }
   return undefined;
 }

@@ -2,8 +2,8 @@
 import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { isJsonObject } from "../platform/json.ts";
-import type { ExposedInput, ModelHint } from "./graph.ts";
-import { own, ownList, ownObject, ownText } from "./graph-read.ts";
+import type { ExposedInput, InputPlaceName, ModelHint } from "./graph.ts";
+import { own, ownList, ownText } from "./graph-read.ts";
 
 export interface WorkflowMeta {
   readonly requiredWeights: readonly string[];
@@ -87,7 +87,22 @@ function readExposed(value: JsonValue | undefined): ExposedInput[] {
     }
     names.add(name);
     const description = ownText(row, "description");
-    return { name, node, input, ...(description === undefined ? {} : { description }) };
+    const also = readPlaces(row);
+    return {
+      name,
+      node,
+      input,
+      ...(description === undefined ? {} : { description }),
+      ...(also.length === 0 ? {} : { also }),
+    };
+  });
+}
+
+function readPlaces(row: JsonObject): InputPlaceName[] {
+  return ownList(row, "also").flatMap((place) => {
+    const node = isJsonObject(place) ? nodeIdOf(own(place, "node")) : undefined;
+    const input = isJsonObject(place) ? ownText(place, "input") : undefined;
+    return node === undefined || input === undefined ? [] : [{ node, input }];
   });
 }
 
@@ -105,10 +120,4 @@ export function mergeMeta(outer: WorkflowMeta, inner: WorkflowMeta): WorkflowMet
     models: [...inner.models, ...outer.models],
     exposed: inner.exposed.length > 0 ? inner.exposed : outer.exposed,
   };
-}
-
-/** True when the object has a member that only a `_meta` of ours has. */
-export function hasOwnMeta(document: JsonObject): boolean {
-  const meta = ownObject(document, "_meta");
-  return meta !== undefined;
 }

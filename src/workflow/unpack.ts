@@ -21,6 +21,7 @@ const MEDIA_NAMES: Readonly<Record<MediaTexts["kind"], string>> = {
   webp: "WebP picture",
   jpeg: "JPEG picture",
   mp4: "MP4 video",
+  webm: "WebM video",
 };
 
 /** Reads text: JSON, or a data URL of anything that {@link unpackBytes} takes. */

@@ -1,7 +1,12 @@
 /** A workflow as an API of its own, and a workflow in words. */
 import { describe, expect, test } from "bun:test";
 import { explainWorkflow } from "../../src/workflow/explain.ts";
-import { applyNamedInputs, namedInputs, proposeInputs } from "../../src/workflow/expose.ts";
+import {
+  applyNamedInputs,
+  namedInputs,
+  proposeInputs,
+  withExposed,
+} from "../../src/workflow/expose.ts";
 import { parseWorkflow } from "../../src/workflow/parse.ts";
 
 const document = {
@@ -91,6 +96,21 @@ describe("named inputs", () => {
       { name: "width", node: "2", input: "width" },
       { name: "height", node: "2", input: "height" },
     ]);
+  });
+
+  test("written into a file are read back from it", () => {
+    const workflow = parseWorkflow({ ...document, _meta: { required_weights: ["a.pt"] } });
+    const rows = proposeInputs(workflow).map((row) => ({
+      ...row,
+      description: "",
+      also: [{ node: "5", input: "width" }],
+    }));
+    const written = withExposed({ ...document, _meta: { required_weights: ["a.pt"] } }, rows);
+    expect(parseWorkflow(JSON.stringify(written))).toMatchObject({
+      graph: workflow.graph,
+      requiredWeights: ["a.pt"],
+      exposed: rows,
+    });
   });
 
   test("get names that tell several of a kind apart", () => {

@@ -105,3 +105,22 @@ export function mp4(texts: Readonly<Record<string, string>>): Buffer {
     box("mdat", Buffer.alloc(32)),
   ]);
 }
+
+/** A WebM whose tags have these names; ffmpeg writes them in capitals. */
+export function webm(texts: Readonly<Record<string, string>>): Buffer {
+  const element = (id: string, ...parts: Uint8Array[]) => {
+    const body = Buffer.concat(parts);
+    const size = Buffer.alloc(8);
+    size.writeBigUInt64BE(BigInt(body.length) | (1n << 56n));
+    return Buffer.concat([Buffer.from(id, "hex"), size, body]);
+  };
+  const tags = Object.entries(texts).map(([name, text]) =>
+    element(
+      "7373",
+      element("67c8", element("45a3", Buffer.from(name)), element("4487", Buffer.from(text))),
+    ),
+  );
+  const segment = Buffer.concat([element("ec", Buffer.alloc(9)), element("1254c367", ...tags)]);
+  const endless = Buffer.concat([Buffer.from("1853806701ffffffffffffff", "hex"), segment]);
+  return Buffer.concat([element("1a45dfa3", Buffer.from("4282847765626d", "hex")), endless]);
+}

@@ -17,6 +17,7 @@ import {
   png,
   pngChunk,
   textChunk,
+  webm,
   webp,
 } from "./media-fixtures.ts";
 
@@ -122,6 +123,7 @@ describe("formats of API graphs", () => {
     ],
     ["a JPEG", jpeg(exif({ prompt: text })), "api"],
     ["an MP4", mp4({ prompt: text }), "api"],
+    ["a WebM", webm({ ENCODER: "x", PROMPT: text }), "api"],
     [
       "an MP4 whose comment holds both",
       mp4({ comment: JSON.stringify({ prompt: text, workflow: UI }) }),

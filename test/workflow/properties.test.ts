@@ -11,7 +11,7 @@ import { linkOf } from "../../src/workflow/graph.ts";
 import { applyOverrides } from "../../src/workflow/overrides.ts";
 import { parseWorkflow } from "../../src/workflow/parse.ts";
 import { reachableNodes } from "../../src/workflow/walk.ts";
-import { mp4, png, textChunk } from "./media-fixtures.ts";
+import { mp4, png, textChunk, webm } from "./media-fixtures.ts";
 
 const core = NodeDefinitions.core();
 const fixed = { random: () => 0, now: () => new Date(0) };
@@ -177,6 +177,7 @@ describe("parseWorkflow", () => {
     const whole = [
       png(textChunk("prompt", '{"1":{"class_type":"A","inputs":{}}}'), textChunk("workflow", "{}")),
       mp4({ prompt: '{"1":{"class_type":"A","inputs":{}}}' }),
+      webm({ PROMPT: '{"1":{"class_type":"A","inputs":{}}}' }),
     ];
     fc.assert(fc.property(fc.uint8Array(), (bytes) => void answer(() => parseWorkflow(bytes))));
     const damage = fc.array(fc.tuple(fc.nat(200), fc.nat(255)), { maxLength: 6 });
