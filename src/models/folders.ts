@@ -296,6 +296,16 @@ export class ModelFolders {
     return process.platform === "linux" || this.list(category).includes(name);
   }
 
+  /** Categories that hold all of an input's choices: one of them is what the input lists. */
+  categoriesHolding(choices: readonly string[]): readonly string[] {
+    return choices.length === 0
+      ? []
+      : this.categories().filter((category) => {
+          const names = new Set(this.list(category));
+          return choices.every((choice) => names.has(choice));
+        });
+  }
+
   /** In every revision that was fetched, the one that `main` stands for first. */
   #hubCandidates(repository: string, file: string | undefined): string[] {
     if (file !== undefined && !isListable(file)) {

@@ -33,6 +33,8 @@ export interface ExtractOptions {
   /** The running engine's classes; ComfyUI's own from the committed table otherwise. */
   readonly definitions?: NodeDefinitions | undefined;
   readonly implied?: ImpliedTable | undefined;
+  /** Categories that hold all these choices of an input (`ModelFolders.categoriesHolding`), for classes of no table. */
+  readonly categoriesHolding?: ((choices: readonly string[]) => readonly string[]) | undefined;
 }
 
 /** A node on the way through the extraction. */
@@ -41,6 +43,7 @@ interface Place {
   readonly node: GraphNode;
   readonly workflow: Workflow;
   readonly definitions: NodeDefinitions;
+  readonly categoriesHolding: ExtractOptions["categoriesHolding"];
 }
 
 const URL_VALUE = /^(https?|hf|s3|civitai):\/\/\S+$/i;
@@ -61,10 +64,13 @@ const WRITER_CLASS = /Save|Export/;
 export function extractWeights(workflow: Workflow, options: ExtractOptions = {}): WeightRef[] {
   const definitions = options.definitions ?? NodeDefinitions.core();
   const implied = options.implied ?? ImpliedTable.builtIn();
+  const { categoriesHolding } = options;
   const reachable = reachableNodes(workflow.graph, (name) => definitions.isOutput(name));
   const refs = orderedIds(workflow).flatMap((nodeId) => {
     const node = reachable.has(nodeId) ? nodeOf(workflow.graph, nodeId) : undefined;
-    return node === undefined ? [] : nodeWeights({ nodeId, node, workflow, definitions }, implied);
+    return node === undefined
+      ? []
+      : nodeWeights({ nodeId, node, workflow, definitions, categoriesHolding }, implied);
   });
   return [...refs, ...workflow.requiredWeights.map((name) => metaRef(name, workflow))];
 }
@@ -236,9 +242,19 @@ function guessedWeights(place: Place, input: string, name: string | undefined): 
     name,
     input,
     reason: isEngine ? "object_info" : "extension",
-    category: hintedCategory(input),
+    category: isEngine ? listedCategory(place, input) : hintedCategory(input),
   });
   return [isListed(place, input, name) ? { ...ref, listed: true } : ref];
+}
+
+/** The folder whose files the engine offers for an input: by the choices, by the input's name among several. */
+function listedCategory(place: Place, input: string): string | undefined {
+  const hinted = hintedCategory(input);
+  const choices = (choicesOf(place, input) ?? []).filter((choice) => typeof choice === "string");
+  const files = choices.filter(looksLikeWeight);
+  const holding = place.categoriesHolding?.(files) ?? [];
+  const isHintHeld = hinted !== undefined && holding.includes(canonicalCategory(hinted));
+  return isHintHeld || holding.length !== 1 ? hinted : holding[0];
 }
 
 function isFileName(value: string): boolean {

@@ -152,19 +152,23 @@ class Validator {
     return undefined;
   }
 
-  /** A name of which nothing tells the folder: `category/name`, the manifest's place, else any folder. */
+  /** A name of which nothing tells the folder: `category/name`, the manifest's places, else any folder. */
   #anywhere(name: string): FoundFile | undefined {
     const [category = "", ...rest] = name.split("/");
     const inFolder = rest.length > 0 ? this.#folders.find(category, rest.join("/")) : undefined;
     if (inFolder !== undefined) {
       return inFolder;
     }
-    const row = this.#options.manifest?.find(name)[0];
-    if (row?.path !== undefined) {
-      return this.#folders.findPath(row.path);
+    for (const row of this.#options.manifest?.find(name) ?? []) {
+      const found =
+        row.path === undefined
+          ? this.#folders.find(row.category, name)
+          : this.#folders.findPath(row.path);
+      if (found !== undefined) {
+        return found;
+      }
     }
-    const categories = row === undefined ? this.#folders.categories() : [row.category];
-    for (const candidate of categories) {
+    for (const candidate of this.#folders.categories()) {
       const found = this.#folders.find(candidate, name);
       if (found !== undefined) {
         return found;

@@ -141,6 +141,15 @@ describe("lists", () => {
     expect(found.list("loras")).toEqual(["a.safetensors"]);
   });
 
+  test("say which categories hold all of an input's choices", () => {
+    using dir = tempDir({ "loras/a.pt": "", "loras/b.pt": "", "vae/a.pt": "" });
+    const found = folders(dir.path);
+    expect(found.categoriesHolding(["a.pt"])).toEqual(["loras", "vae"]);
+    expect(found.categoriesHolding(["a.pt", "b.pt"])).toEqual(["loras"]);
+    expect(found.categoriesHolding(["a.pt", "c.pt"])).toEqual([]);
+    expect(found.categoriesHolding([])).toEqual([]);
+  });
+
   test("are sorted by code point, over .git", () => {
     using dir = tempDir({
       "loras/b.pt": "",

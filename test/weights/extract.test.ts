@@ -187,6 +187,17 @@ describe("the running engine's lists", () => {
     ]);
   });
 
+  test("tell the folder of a class that no table knows, if one folder holds them all", () => {
+    const held = (...categories: string[]) =>
+      extractWeights(only("Mine", { file: "c.safetensors" }), {
+        definitions: engine,
+        categoriesHolding: () => categories,
+      })[0]?.category;
+    expect(held("sams")).toBe("sams");
+    expect(held("sams", "vae")).toBeUndefined();
+    expect(held()).toBeUndefined();
+  });
+
   test("are believed where they have the name", () => {
     expect(extract(only("Mine", { file: "a.safetensors" }))).toMatchObject([{ listed: true }]);
   });

@@ -142,6 +142,14 @@ describe("a weight", () => {
     expect(state({ "loras/a.safetensors": GOOD }, loose)).toBe("present");
     expect(state({ "loras/x/b.safetensors": GOOD }, ref("loras/x/b.safetensors"))).toBe("present");
     expect(state({ "vae/b.safetensors": GOOD }, ref("loras/b.safetensors"))).toBe("missing");
+    const rows = ["checkpoints", "diffusion_models"].map((category) => ({
+      name: "a.safetensors",
+      category,
+      urls: ["https://h/x"],
+    }));
+    const manifest = Manifest.parse({ version: 2, weights: rows }, "test");
+    expect(state({ "unet/a.safetensors": GOOD }, loose, { manifest })).toBe("present");
+    expect(state({ "loras/a.safetensors": GOOD }, loose, { manifest })).toBe("present");
   });
 
   test("is found by any name that the node accepts", () => {
