@@ -105,9 +105,10 @@ export function createApp(options: AppOptions): Hono<AppEnv> {
   for (const kind of ["prediction", "training"] as const) {
     app.post(`/${kind}s`, (c) => create(c, kind, options));
     app.put(`/${kind}s/:id`, (c) => create(c, kind, options, pathId(c)));
-    app.post(`/${kind}s/:id/cancel`, (c) =>
-      service.cancel(pathId(c)) ? json(200, {}) : json(404, {}),
-    );
+    // An empty id is one here, though not for PUT.
+    for (const path of [`/${kind}s/:id/cancel`, `/${kind}s//cancel`]) {
+      app.post(path, (c) => (service.cancel(pathId(c)) ? json(200, {}) : json(404, {})));
+    }
   }
   refuseOtherMethods(app);
   app.notFound(() => new Response(null, { status: 404 }));
@@ -149,9 +150,11 @@ const ALLOWED: readonly (readonly [string, string])[] = [
   ["/predictions", "POST"],
   ["/predictions/:id", "PUT"],
   ["/predictions/:id/cancel", "POST"],
+  ["/predictions//cancel", "POST"],
   ["/trainings", "POST"],
   ["/trainings/:id", "PUT"],
   ["/trainings/:id/cancel", "POST"],
+  ["/trainings//cancel", "POST"],
 ];
 
 function refuseOtherMethods(app: Hono<AppEnv>): void {

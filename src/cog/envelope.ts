@@ -5,7 +5,8 @@
 import { AppError, InputError } from "../platform/errors.ts";
 import type { JsonValue } from "../platform/json.ts";
 import { isJsonObject } from "../platform/json.ts";
-import { JsonReader, JsonSyntaxError } from "./json-reader.ts";
+import { ExactNumber, JsonReader, JsonSyntaxError } from "./json-reader.ts";
+import { printFloat } from "./json-writer.ts";
 
 export const WEBHOOK_EVENTS = ["start", "output", "logs", "completed"] as const;
 export type WebhookEvent = (typeof WEBHOOK_EVENTS)[number];
@@ -33,10 +34,16 @@ const EMPTY: Envelope = {
   webhookEvents: WEBHOOK_EVENTS,
 };
 
+/** Type, subtype and parameters as the `mime` crate takes them apart: no blank before a semicolon. */
+const MEDIA_TYPE =
+  /^([\w!#$&^.-]+)\/([\w!#$&^.+-]+)(?:; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[^"]*"))*;? *$/;
+
 /** True for `application/json` and `application/*+json`, whatever parameters follow. */
 export function isJsonType(contentType: string): boolean {
-  const [media = ""] = contentType.split(";");
-  return /^application\/(?:json|[^\s/;]+\+json)$/i.test(media.trim());
+  const [, type = "", subtype = ""] = MEDIA_TYPE.exec(contentType.toLowerCase()) ?? [];
+  const plus = subtype.lastIndexOf("+");
+  const isJson = subtype === "json" || (plus > 0 && subtype.slice(0, plus) === "json");
+  return type === "application" && (isJson || (plus > 0 && subtype.slice(plus + 1) === "json"));
 }
 
 /**
@@ -124,18 +131,17 @@ function unexpected(reader: JsonReader): string {
   if (first === "[") {
     return "sequence";
   }
-  const value = reader.value();
+  const value = reader.exactValue();
   if (value === null) {
     return "null";
+  }
+  if (value instanceof ExactNumber) {
+    return `floating point \`${printFloat(value.value)}\``;
   }
   if (typeof value === "string") {
     return `string ${JSON.stringify(value)}`;
   }
-  if (typeof value === "boolean") {
-    return `boolean \`${String(value)}\``;
-  }
-  const isFloat = typeof value === "number" && !Number.isInteger(value);
-  return `${isFloat ? "floating point" : "integer"} \`${String(value)}\``;
+  return `${typeof value === "boolean" ? "boolean" : "integer"} \`${String(value)}\``;
 }
 
 function expecting(reader: JsonReader, expected: string): InputError {
@@ -202,10 +208,13 @@ function readMembers(reader: JsonReader, draft: Draft): void {
     if (isMember(key)) {
       READERS[key](reader, draft);
     } else {
-      reader.value();
+      reader.skip();
     }
   }, refuseTwice);
 }
+
+/** The members a list can't do without: the others have defaults. */
+const REQUIRED_POSITIONS = [0, 3] as const;
 
 /** A list is taken by position, as serde takes structs. */
 function readPositions(reader: JsonReader, draft: Draft): void {
@@ -213,15 +222,17 @@ function readPositions(reader: JsonReader, draft: Draft): void {
   reader.elements((index) => {
     const member = MEMBERS[index];
     if (member === undefined) {
-      throw reader.failAhead("trailing characters");
+      return false;
     }
     READERS[member](reader, draft);
     length = index + 1;
+    return true;
   });
-  if (length < MEMBERS.length) {
+  const missing = REQUIRED_POSITIONS.find((position) => position >= length);
+  if (missing !== undefined) {
     throw wrongShape(
       reader,
-      `invalid length ${length}, expected struct PredictionRequest with ${MEMBERS.length} elements`,
+      `invalid length ${missing}, expected struct PredictionRequest with ${MEMBERS.length} elements`,
       "",
     );
   }
@@ -259,16 +270,37 @@ function eventList(reader: JsonReader): WebhookEvent[] {
   }
   const events: WebhookEvent[] = [];
   reader.elements(() => {
-    if (reader.peek() !== '"') {
-      throw expecting(reader, "variant identifier");
-    }
-    const name = reader.string();
-    const event = WEBHOOK_EVENTS.find((known) => known === name);
-    if (event === undefined) {
-      const known = WEBHOOK_EVENTS.map((one) => `\`${one}\``).join(", ");
-      throw wrongShape(reader, `unknown variant \`${name}\`, expected one of ${known}`);
-    }
-    events.push(event);
+    events.push(webhookEvent(reader));
+    return true;
   });
   return events;
+}
+
+/** A variant is a text, or an object whose one key is the variant and whose value is null. */
+function webhookEvent(reader: JsonReader): WebhookEvent {
+  const first = reader.peek();
+  if (first === '"') {
+    return namedEvent(reader, reader.string());
+  }
+  if (first !== "{") {
+    throw reader.failAhead("expected value");
+  }
+  return reader.single(
+    (key) => namedEvent(reader, key),
+    () => {
+      if (reader.peek() !== "n") {
+        throw expecting(reader, "unit");
+      }
+      reader.value();
+    },
+  );
+}
+
+function namedEvent(reader: JsonReader, name: string): WebhookEvent {
+  const event = WEBHOOK_EVENTS.find((known) => known === name);
+  if (event === undefined) {
+    const known = WEBHOOK_EVENTS.map((one) => `\`${one}\``).join(", ");
+    throw wrongShape(reader, `unknown variant \`${name}\`, expected one of ${known}`);
+  }
+  return event;
 }

@@ -33,7 +33,7 @@ const BLANK = /[ \t\n\r]*/y;
 /** Up to a quote, an escape or a control character. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: those are what ends the run
 const PLAIN_TEXT = /[^"\\\u0000-\u001f]*/y;
-const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/y;
+const DIGITS = /[0-9]*/y;
 const ESCAPES: Readonly<Record<string, string>> = {
   '"': '"',
   "\\": "\\",
@@ -50,10 +50,15 @@ export interface JsonReaderOptions {
   readonly exact?: boolean;
 }
 
+interface StringOptions {
+  /** Escapes of half a surrogate pair are no mistake: nobody will read the text. */
+  readonly anyEscape?: boolean;
+}
+
 /** A cursor over one JSON text. */
 export class JsonReader {
   readonly text: string;
-  readonly #exact: boolean;
+  #exact: boolean;
   readonly #path: PathStep[] = [];
   #at = 0;
   #depth = 0;
@@ -126,21 +131,24 @@ export class JsonReader {
         throw this.failAhead("key must be a string");
       }
       const key = this.string();
-      this.#path[this.#path.length - 1] = key;
+      this.#path.pop();
       named?.(key);
       this.#colon();
+      this.#path.push(key);
       member(key);
       this.#path[this.#path.length - 1] = "?";
     }
     this.#at += 1;
-    this.#leave();
+    this.#path.pop();
+    this.#depth -= 1;
   }
 
-  /** Calls `element` for each element of the array that begins here, its value not yet read. */
-  elements(element: (index: number) => void): void {
+  /**
+   * Calls `element` for each element of the array that begins here, its value not yet read; false = one too many.
+   */
+  elements(element: (index: number) => boolean): void {
     this.#enter();
     this.#at += 1;
-    this.#path.push(0);
     for (let index = 0; ; index += 1) {
       const next = this.peek();
       if (next === "]") {
@@ -152,14 +160,71 @@ export class JsonReader {
       if (index > 0) {
         this.#separator(next, "]", "expected `,` or `]`", "EOF while parsing a value");
       }
-      this.#path[this.#path.length - 1] = index;
-      element(index);
+      this.#path.push(index);
+      const isWanted = element(index);
+      this.#path.pop();
+      if (!isWanted) {
+        throw this.failAhead("trailing characters");
+      }
     }
     this.#at += 1;
-    this.#leave();
+    this.#depth -= 1;
   }
 
-  string(): string {
+  /** Reads an object that must have exactly one member: its key by `named`, its value by `member`. */
+  single<T>(named: (key: string) => T, member: () => void): T {
+    this.#at += 1;
+    if (this.peek() !== '"') {
+      throw this.failAhead("expected value");
+    }
+    const key = this.string();
+    const result = named(key);
+    this.#colon();
+    this.#path.push(key);
+    member();
+    this.#path.pop();
+    if (this.peek() !== "}") {
+      throw this.fail("expected value");
+    }
+    this.#at += 1;
+    return result;
+  }
+
+  /** One value whose numbers are told apart by their spelling. */
+  exactValue(): JsonValue | ExactNumber {
+    const before = this.#exact;
+    this.#exact = true;
+    try {
+      return this.value();
+    } finally {
+      this.#exact = before;
+    }
+  }
+
+  /** Passes over one value without keeping it: any depth, any size of number, no path. */
+  skip(): void {
+    const closers: string[] = [];
+    do {
+      const first = this.peek();
+      if (first === "{" || first === "[") {
+        this.#at += 1;
+        closers.push(first === "{" ? "}" : "]");
+        const next = this.peek();
+        if (next === "" && first === "[") {
+          throw this.failAhead("EOF while parsing a list");
+        }
+        if (next !== closers.at(-1)) {
+          this.#skipKey(first === "{");
+          continue;
+        }
+      } else {
+        this.#skipScalar(first);
+      }
+      this.#skipEnds(closers);
+    } while (closers.length > 0);
+  }
+
+  string(options: StringOptions = {}): string {
     const start = this.#at + 1;
     this.#at = start;
     this.#skipPlain();
@@ -181,7 +246,7 @@ export class JsonReader {
       if (stop !== "\\") {
         throw this.fail("control character (\\u0000-\\u001F) found while parsing a string");
       }
-      result += this.#escape();
+      result += this.#escape(options.anyEscape ?? false);
       const from = this.#at;
       this.#skipPlain();
       result += this.text.slice(from, this.#at);
@@ -234,11 +299,6 @@ export class JsonReader {
     }
   }
 
-  #leave(): void {
-    this.#depth -= 1;
-    this.#path.pop();
-  }
-
   #object(): JsonObject {
     const object: JsonObject = {};
     this.members((key) => {
@@ -261,6 +321,7 @@ export class JsonReader {
     const list: JsonValue[] = [];
     this.elements(() => {
       list.push(this.value());
+      return true;
     });
     return list;
   }
@@ -302,26 +363,90 @@ export class JsonReader {
   }
 
   #number(): JsonValue {
-    NUMBER.lastIndex = this.#at;
-    const matched = NUMBER.exec(this.text);
-    const text = matched?.[0];
-    if (text === undefined) {
-      this.#at += 1;
-      throw this.#badNumber();
-    }
-    this.#at += text.length;
-    const after = this.text[this.#at] ?? "";
-    const isInteger = /^-?\d+$/.test(text);
-    const dangling = (isInteger && after === ".") || (!/[eE]/.test(text) && /[eE]/.test(after));
-    if (dangling || (/^-?0$/.test(text) && /\d/.test(after))) {
-      this.#at += dangling ? 1 : 0;
-      throw this.#badNumber();
-    }
+    const text = this.#numberText();
     const number = Number(text);
     if (!Number.isFinite(number)) {
       throw this.fail("number out of range");
     }
-    return this.#numberValue(text, number, isInteger);
+    // Minus zero is a float, like everything with a point or an exponent.
+    return this.#numberValue(text, number, /^(?:\d+|-[1-9]\d*)$/.test(text));
+  }
+
+  /** The spelling of the number that begins here, checked step by step as errors are told. */
+  #numberText(): string {
+    const start = this.#at;
+    this.#take("-");
+    if (!this.#take("0")) {
+      this.#digits();
+    } else if (/\d/.test(this.text[this.#at] ?? "")) {
+      throw this.failAhead("invalid number");
+    }
+    if (this.#take(".")) {
+      this.#digits();
+    }
+    if (this.#take("e") || this.#take("E")) {
+      this.#take("+") || this.#take("-");
+      this.#digits();
+    }
+    return this.text.slice(start, this.#at);
+  }
+
+  #take(character: string): boolean {
+    const isThere = this.text[this.#at] === character;
+    this.#at += isThere ? 1 : 0;
+    return isThere;
+  }
+
+  #digits(): void {
+    DIGITS.lastIndex = this.#at;
+    DIGITS.test(this.text);
+    if (DIGITS.lastIndex === this.#at) {
+      throw this.#at >= this.text.length
+        ? this.failAhead("EOF while parsing a value")
+        : this.failAhead("invalid number");
+    }
+    this.#at = DIGITS.lastIndex;
+  }
+
+  #skipScalar(first: string): void {
+    if (first === '"') {
+      this.string({ anyEscape: true });
+    } else if (first === "-" || (first >= "0" && first <= "9")) {
+      this.#numberText();
+    } else {
+      this.value();
+    }
+  }
+
+  /** Behind a value: passes over the ends of containers, up to where the next value begins. */
+  #skipEnds(closers: string[]): void {
+    for (let closer = closers.at(-1); closer !== undefined; closer = closers.at(-1)) {
+      const next = this.peek();
+      if (next === ",") {
+        this.#at += 1;
+        this.#skipKey(closer === "}");
+        return;
+      }
+      if (next !== closer) {
+        const container = closer === "}" ? "an object" : "a list";
+        const eof = `EOF while parsing ${container}`;
+        throw this.failAhead(next === "" ? eof : `expected \`,\` or \`${closer}\``);
+      }
+      this.#at += 1;
+      closers.pop();
+    }
+  }
+
+  #skipKey(isObject: boolean): void {
+    if (!isObject) {
+      return;
+    }
+    const next = this.peek();
+    if (next !== '"') {
+      throw this.failAhead(next === "" ? "EOF while parsing an object" : "key must be a string");
+    }
+    this.string({ anyEscape: true });
+    this.#colon();
   }
 
   #numberValue(text: string, number: number, isInteger: boolean): JsonValue {
@@ -334,19 +459,13 @@ export class JsonReader {
     return integer ?? number;
   }
 
-  #badNumber(): JsonSyntaxError {
-    return this.#at >= this.text.length
-      ? this.fail("EOF while parsing a value")
-      : this.failAhead("invalid number");
-  }
-
   #skipPlain(): void {
     PLAIN_TEXT.lastIndex = this.#at;
     PLAIN_TEXT.test(this.text);
     this.#at = PLAIN_TEXT.lastIndex;
   }
 
-  #escape(): string {
+  #escape(isAny: boolean): string {
     const letter = this.text[this.#at];
     if (letter === undefined) {
       throw this.fail("EOF while parsing a string");
@@ -360,6 +479,9 @@ export class JsonReader {
       return plain;
     }
     const unit = this.#hex();
+    if (isAny) {
+      return "";
+    }
     if (unit >= 0xdc00 && unit <= 0xdfff) {
       throw this.fail("lone leading surrogate in hex escape");
     }

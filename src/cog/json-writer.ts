@@ -57,12 +57,12 @@ function isSurrogate(unit: number): boolean {
 const PLAIN_FROM = -5;
 const PLAIN_TO = 16;
 
-/** A float as Rust prints it: `5.0`, `0.1`, `1e+20`. */
+/** A float as Rust prints it: `5.0`, `0.1`, `1e+20`, `1e-7`. */
 export function printFloat(value: number): string {
   const [mantissa = "0", exponentText = "0"] = value.toExponential().split("e");
   const exponent = Number(exponentText);
   if (value !== 0 && (exponent < PLAIN_FROM || exponent >= PLAIN_TO)) {
-    return `${mantissa}e${exponent < 0 ? "-" : "+"}${String(Math.abs(exponent)).padStart(2, "0")}`;
+    return `${mantissa}e${exponent < 0 ? "" : "+"}${exponent}`;
   }
   const plain = Object.is(value, -0) ? "-0" : plainDigits(value);
   return plain.includes(".") ? plain : `${plain}.0`;

@@ -55,7 +55,7 @@ export function withoutUnknown(
   input: JsonValue,
   schema: JsonObject,
 ): { readonly input: JsonValue; readonly dropped: readonly string[] } {
-  if (!isJsonObject(input)) {
+  if (!isObject(input)) {
     return { input, dropped: [] };
   }
   const known = propertiesOf(schema);

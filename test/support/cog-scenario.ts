@@ -149,6 +149,8 @@ function hookAnswers({ webhooks }: Scenario): Map<string, HookAnswer[]> {
 /** A server that a scenario is played against. */
 export interface Target {
   readonly port: number;
+  /** Milliseconds between one answer and the next request: Cog hands its slot back a moment after it has answered. */
+  readonly pauseMs?: number;
   /** Sends a signal to its process, where it has one of its own. */
   signal?(name: "SIGTERM"): void;
   /** How it ended, where the scenario ends it. */
@@ -202,6 +204,7 @@ class Player {
     }
     for (const index of exchanges.keys()) {
       await this.#causesOf(index);
+      await this.#pause(index);
       this.#send(index);
       await this.#begun(index);
     }
@@ -263,6 +266,12 @@ class Player {
       if (slow !== undefined) {
         this.#receiver.release(slow);
       }
+    }
+  }
+
+  async #pause(index: number): Promise<void> {
+    if (index > 0 && this.#target.pauseMs !== undefined) {
+      await Bun.sleep(this.#target.pauseMs);
     }
   }
 
@@ -387,8 +396,9 @@ function restored(name: string, head: string, body: string): { head: string; bod
     return { head, body };
   }
   const start = body.slice(0, body.indexOf("…"));
+  const encoded = start.length - (start.indexOf("base64,") + "base64,".length);
   return name.startsWith("file.")
-    ? { head, body: `${start}${"A".repeat(2_796_000 - (start.length % 4))}"}}` }
+    ? { head, body: `${start}${"A".repeat(2_796_000 - (encoded % 4))}"}}` }
     : { head, body: `${start}${" ".repeat(7_340_000)}","output_format":"png"}}` };
 }
 
