@@ -6,6 +6,9 @@ import { crc32 } from "node:zlib";
 import type { Frontier } from "./frontier.ts";
 import { crcOfRange } from "./journal.ts";
 
+/** Followers are woken for this much, not for every packet. */
+const FRONTIER_STEP_BYTES = 1024 * 1024;
+
 interface ChunkState {
   covered: number;
   /** Bytes from the chunk's start that were summed in order. */
@@ -71,6 +74,7 @@ export class ChunkLedger {
 
   /** Forgets bytes that turned out to be untrustworthy. */
   revoke(start: number, end: number): void {
+    this.#frontier.taint(start);
     for (let at = start; at < end; ) {
       const index = Math.floor(at / this.#chunkBytes);
       const chunkStart = index * this.#chunkBytes;
@@ -108,6 +112,11 @@ export class ChunkLedger {
     }
     if (state.covered === this.#lengthOf(index)) {
       this.#complete(index, state);
+    } else if (index === this.#nextAtFrontier) {
+      const reached = index * this.#chunkBytes + state.summed;
+      if (reached - this.#frontier.position >= FRONTIER_STEP_BYTES) {
+        this.#frontier.advance(reached);
+      }
     }
   }
 

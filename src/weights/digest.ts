@@ -26,9 +26,7 @@ export async function digestBehind(
 
 /** The digest of a file that is complete. */
 export async function digestOf(path: string, signal?: AbortSignal): Promise<string> {
-  const frontier = new Frontier();
-  frontier.advance(Bun.file(path).size);
-  frontier.end();
+  const frontier = Frontier.of(Bun.file(path).size);
   const hasher = new Bun.CryptoHasher("sha256");
   for await (const block of followFile(path, frontier)) {
     if (signal?.aborted) {

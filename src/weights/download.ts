@@ -3,7 +3,7 @@
  * connections replaced, signatures renewed, every answer checked against the probe. Where a server can't do ranges,
  * one body from its start. Ends with all bytes on disk and their digest, or with the reason why not.
  */
-import { closeSync, ftruncateSync, openSync } from "node:fs";
+import { closeSync, fdatasync, ftruncateSync, openSync } from "node:fs";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { fileError, freeSpace, noSpace, readFully, writeFully } from "../platform/files.ts";
 import { reserve } from "../platform/native.ts";
@@ -11,7 +11,7 @@ import { bareUrl, redactUrl } from "../platform/redact.ts";
 import { retryDelay, sleep } from "../platform/retry.ts";
 import { ChunkLedger } from "./chunks.ts";
 import type { ConnectionBudget } from "./connections.ts";
-import { digestBehind } from "./digest.ts";
+import { digestBehind, digestOf } from "./digest.ts";
 import type { Frontier } from "./frontier.ts";
 import type { ObjectIdentity, PartialFolder } from "./journal.ts";
 import type { Representation } from "./probe.ts";
@@ -67,7 +67,13 @@ export async function download(
     const sizeBytes = await bring(found, folder, context);
     frontier.advance(sizeBytes);
     frontier.end();
-    return { path: folder.dataPath, sizeBytes, sha256: await digesting };
+    const sha256 = await digesting;
+    const isTrue = context.digest && !frontier.isTainted;
+    return {
+      path: folder.dataPath,
+      sizeBytes,
+      sha256: context.digest && !isTrue ? await digestOf(folder.dataPath, context.signal) : sha256,
+    };
   } catch (error) {
     frontier.fail(error);
     throw error;
@@ -111,13 +117,15 @@ interface Connection {
 
 /** Weight of the newest tick in a connection's rate. */
 const RATE_SMOOTHING = 0.3;
-/** A request should last about this long: hides the round trip, keeps what a cut costs small. */
+/** A request should last ten round trips, and at least and at most this long: what a cut costs stays small. */
+const MIN_SPAN_SECONDS = 0.25;
 const SPAN_SECONDS = 2;
 const MAX_SPAN_CHUNKS = 8;
+const MIN_SPAN_BYTES = 1024 * 1024;
 /** A file that has come this many times faster makes a slow connection a sick one. */
 const SICK_FACTOR = 8;
 /** Taking over less time than this is not worth a request. */
-const MIN_ETA_GAP_SECONDS = 0.3;
+const MIN_ETA_GAP_SECONDS = 0.2;
 /** The last connections get this part of the patience that the others get. */
 const LAST_HASTE = 10;
 const STEAL_AFTER_TICKS = 3;
@@ -125,6 +133,8 @@ const IDLE_POLL_MS = 50;
 /** A rise under this share of the rate is noise. */
 const RAMP_GAIN = 1.05;
 const HEARTBEAT_MS = 5000;
+/** Enough for the disk to write in long runs, little enough to be done soon after the last byte. */
+const WRITEBACK_BYTES = 64 * 1024 * 1024;
 /** No more connections this soon after a fault. */
 const CALM_MS = 2000;
 
@@ -136,6 +146,7 @@ class RangedDownload {
   readonly #queue: SegmentQueue;
   readonly #ledger: ChunkLedger;
   readonly #connections = new Set<Connection>();
+  readonly #writeback: Writeback;
   readonly #stop = new AbortController();
   #target: number;
   #workers = 0;
@@ -150,6 +161,8 @@ class RangedDownload {
   #coveredAtFault = -1;
   /** Of any one connection so far. */
   #peakRate = 0;
+  /** From asking to the first answer. */
+  #latencySeconds = 0;
   #faultAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(
@@ -162,6 +175,7 @@ class RangedDownload {
     this.#sizeBytes = sizeBytes;
     this.#folder = folder;
     this.#context = context;
+    this.#writeback = new Writeback(folder.fd);
     const done = new Set(folder.done.keys());
     this.#queue = new SegmentQueue(gaps(sizeBytes, folder.chunkBytes, done));
     this.#ledger = new ChunkLedger({
@@ -203,6 +217,7 @@ class RangedDownload {
       clearInterval(ticking);
       clearTimeout(deadline);
       signal.removeEventListener("abort", cancel);
+      await this.#writeback.settle();
     }
     if (this.#failure !== undefined) {
       throw this.#failure;
@@ -253,10 +268,15 @@ class RangedDownload {
     const { chunkBytes } = this.#folder;
     const rates = [...this.#connections].map((connection) => connection.rate);
     const rate = rates.length === 0 ? 0 : Math.max(...rates);
-    const chunks = Math.floor((rate * SPAN_SECONDS) / chunkBytes);
-    // Near the end small requests keep everyone busy; stealing does the rest.
-    const share = Math.floor(this.#queue.pendingBytes / (this.#target * 2) / chunkBytes);
-    return chunkBytes * Math.max(1, Math.min(chunks, share, MAX_SPAN_CHUNKS));
+    // Long enough to hide the round trip, and no longer: the digest can only follow what is complete from the start.
+    const seconds = Math.min(SPAN_SECONDS, Math.max(MIN_SPAN_SECONDS, this.#latencySeconds * 10));
+    const chunks = Math.floor((rate * seconds) / chunkBytes);
+    const share = this.#queue.pendingBytes / (this.#target * 2) / chunkBytes;
+    if (share < 1) {
+      // At the end everyone gets an even part of what is left, so that all end together.
+      return Math.min(chunkBytes, Math.max(MIN_SPAN_BYTES, Math.ceil(share * chunkBytes)));
+    }
+    return chunkBytes * Math.max(1, Math.floor(Math.min(chunks, share, MAX_SPAN_CHUNKS)));
   }
 
   /** The connection that will need longest for its rest, where taking some of it over pays. */
@@ -332,6 +352,9 @@ class RangedDownload {
     try {
       await checkRange(answer, found, asked, this.#context.road);
       connection.answered = true;
+      const waited = (performance.now() - connection.startedAtMs) / 1000;
+      this.#latencySeconds +=
+        (waited - this.#latencySeconds) * (this.#latencySeconds === 0 ? 1 : RATE_SMOOTHING);
       connection.lastByteAtMs = performance.now();
       await this.#pour(answer, connection, asked.end);
     } finally {
@@ -383,6 +406,7 @@ class RangedDownload {
     }
     this.#ledger.wrote(segment.next, part);
     segment.next += part.byteLength;
+    this.#writeback.note(this.#ledger.coveredBytes);
     this.#context.onBytes(this.#ledger.coveredBytes);
   }
 
@@ -580,12 +604,45 @@ class RangedDownload {
   }
 }
 
-/** Says when more connections may help: while doubling them still raised the rate. */
+/**
+ * Has the kernel write out what came in while more comes in, so that the flush before publishing finds little left. Off
+ * this thread, one at a time; its errors are found by the flush that counts.
+ */
+class Writeback {
+  readonly #fd: number;
+  #syncedBytes = 0;
+  #running: Promise<void> | undefined;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  note(bytes: number): void {
+    if (this.#running === undefined && bytes - this.#syncedBytes >= WRITEBACK_BYTES) {
+      this.#syncedBytes = bytes;
+      this.#running = new Promise<void>((resolve) => fdatasync(this.#fd, () => resolve())).finally(
+        () => {
+          this.#running = undefined;
+        },
+      );
+    }
+  }
+
+  /** Before the file is closed: a late call must not hit another file under the same number. */
+  async settle(): Promise<void> {
+    await this.#running;
+  }
+}
+
+/**
+ * Says when to try more connections: soon while each step raised the rate, ever later when it did not. It never gives
+ * up trying: what one step measured may have been a burst, and the limit is low anyway.
+ */
 class Ramp {
   readonly #intervalMs: number;
   #lastAtMs = performance.now();
   #lastBytes: number;
-  #bestRate = 0;
+  #lastRate = 0;
   #misses = 0;
   #beatAtMs = performance.now();
 
@@ -602,20 +659,15 @@ class Ramp {
   }
 
   mayGrow(now: number, bytes: number, troubled: boolean): boolean {
-    // Each try that brought nothing doubles the wait for the next.
     if (now - this.#lastAtMs < this.#intervalMs * 2 ** Math.min(this.#misses, 6)) {
       return false;
     }
     const rate = ((bytes - this.#lastBytes) / (now - this.#lastAtMs)) * 1000;
+    this.#misses = rate > this.#lastRate * RAMP_GAIN ? 0 : this.#misses + 1;
     this.#lastAtMs = now;
     this.#lastBytes = bytes;
-    if (troubled || rate === 0) {
-      return false;
-    }
-    const grew = rate > this.#bestRate * RAMP_GAIN;
-    this.#misses = grew ? 0 : this.#misses + 1;
-    this.#bestRate = Math.max(this.#bestRate, rate);
-    return grew;
+    this.#lastRate = rate;
+    return !troubled && rate > 0;
   }
 }
 

@@ -11,8 +11,17 @@ const FOLLOW_BLOCK_BYTES = 1024 * 1024;
 export class Frontier {
   #position = 0;
   #ended = false;
+  #tainted = false;
   #error: unknown;
   #waiters: (() => void)[] = [];
+
+  /** Of a file that is complete. */
+  static of(sizeBytes: number): Frontier {
+    const frontier = new Frontier();
+    frontier.advance(sizeBytes);
+    frontier.end();
+    return frontier;
+  }
 
   get position(): number {
     return this.#position;
@@ -24,6 +33,15 @@ export class Frontier {
       this.#position = position;
       this.#wake();
     }
+  }
+
+  /** Bytes from here on turned out to be wrong: whoever has read them already must start again. */
+  taint(from: number): void {
+    this.#tainted ||= from < this.#position;
+  }
+
+  get isTainted(): boolean {
+    return this.#tainted;
   }
 
   /** Nothing more comes. */

@@ -582,7 +582,7 @@ export class Installer {
     const sha256 = statedSha256(source) ?? found.sha256;
     const context = this.#downloadContext(run, source, frontier, ending.signal);
     const downloading = download(found, folder, { ...context, digest: sha256 !== undefined });
-    const unpacking = unpackBehind({
+    const unpackJob = {
       dataPath: folder.dataPath,
       frontier,
       treePath,
@@ -590,7 +590,8 @@ export class Installer {
       sizeBytes: found.sizeBytes,
       reserveBytes: this.#options.minFreeBytes ?? 0,
       signal: ending.signal,
-    });
+    };
+    const unpacking = unpackBehind(unpackJob);
     unpacking.catch(cancel);
     try {
       // The download's own error says more than the follower's, which is the same or "called off".
@@ -614,7 +615,10 @@ export class Installer {
         );
       }
       progress.phase("unpacking");
-      return await this.#publishArchive(run, source, treePath, unpacked.value);
+      const files = frontier.isTainted
+        ? await unpackBehind({ ...unpackJob, frontier: Frontier.of(downloaded.value.sizeBytes) })
+        : unpacked.value;
+      return await this.#publishArchive(run, source, treePath, files);
     } finally {
       run.signal.removeEventListener("abort", cancel);
       rmSync(treePath, { recursive: true, force: true });
