@@ -10,6 +10,13 @@ const CORE_CATEGORIES: readonly string[] =
     " ",
   );
 
+/** Of these, what 0.3.64 doesn't have. */
+const NEW_CATEGORIES: ReadonlySet<string> = new Set(
+  "latent_upscale_models datasets background_removal frame_interpolation geometry_estimation optical_flow detection".split(
+    " ",
+  ),
+);
+
 export type FileArea = "input" | "output" | "temp";
 
 export interface FolderOptions {
@@ -18,6 +25,8 @@ export interface FolderOptions {
   readonly temp: string;
   readonly modelsDir: string;
   readonly extraModelPaths: readonly string[];
+  /** True for the categories of 0.3.64. */
+  readonly isOld?: boolean | undefined;
   /** For `$VARS` in the yaml files. */
   readonly env?: Readonly<Record<string, string | undefined>> | undefined;
 }
@@ -39,7 +48,7 @@ function realPath(path: string): string {
 export class EngineFolders {
   readonly models: ModelFolders;
   readonly #areas: Readonly<Record<FileArea, string>>;
-  readonly #extraCategories: readonly string[];
+  readonly #categories: readonly string[];
 
   constructor(options: FolderOptions) {
     this.#areas = {
@@ -54,9 +63,11 @@ export class EngineFolders {
       extraModelPaths: options.extraModelPaths,
       env: options.env,
     });
-    this.#extraCategories = options.extraModelPaths.flatMap((file) =>
+    const extra = options.extraModelPaths.flatMap((file) =>
       readExtraPaths(file, options.env).map(({ category }) => category),
     );
+    const core = CORE_CATEGORIES.filter((name) => !(options.isOld && NEW_CATEGORIES.has(name)));
+    this.#categories = [...new Set([...core, ...extra])];
   }
 
   area(name: FileArea): string {
@@ -65,7 +76,7 @@ export class EngineFolders {
 
   /** Categories as `/models` lists them. */
   categories(): readonly string[] {
-    return [...new Set([...CORE_CATEGORIES, ...this.#extraCategories])];
+    return this.#categories;
   }
 
   /** Folders of a category in search order. */

@@ -9,7 +9,7 @@ export function json(body: unknown, status = 200): Response {
 }
 
 export function bare(status: number): Response {
-  return new Response("", { status });
+  return new Response("", { status, headers: { "content-type": "application/octet-stream" } });
 }
 
 /** What an exception in a handler becomes. */

@@ -38,7 +38,11 @@ export function startEmbedded(options: StartOptions): EmbeddedServer {
   for (const dir of [settings.input, settings.output, settings.temp]) {
     mkdirSync(dir, { recursive: true });
   }
-  const folders = new EngineFolders({ ...settings, env: options.env });
+  const folders = new EngineFolders({
+    ...settings,
+    isOld: settings.compat === "0.3.64",
+    env: options.env,
+  });
   const engine = new EmbeddedEngine({ ...settings, folders, log });
   logs.onEntry((clientId, entry) =>
     engine.hub.send("logs", { entries: [{ ...entry }], size: { cols: 80, rows: 24 } }, clientId),

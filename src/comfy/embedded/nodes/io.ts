@@ -1,7 +1,7 @@
 /** Nodes that read pictures from the input folder and write them. */
 import { mkdirSync, readdirSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
-import { basename, dirname, extname, join, normalize, relative } from "node:path";
+import { basename, dirname, extname, join, normalize, relative, resolve } from "node:path";
 import { systemCode } from "../../../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../../../platform/json.ts";
 import type { EngineFolders, FileArea } from "../folders.ts";
@@ -160,12 +160,20 @@ function expandPrefix(prefix: string, size: { width: number; height: number }): 
   return prefix.replace(/%(\w+)%/g, (whole, word) => words[word] ?? whole);
 }
 
-/** The number in a name that begins with `base_`: up to the next `_` (0.33 also stops at a dot). */
-function counterOf(name: string, base: string, isOld: boolean): number | undefined {
-  if (!name.startsWith(`${base}_`)) {
+/**
+ * The number in a name that begins with `base_`: up to the next `_` (0.33 also stops at a dot). `searched` is what
+ * ComfyUI cuts names by; where it isn't the base's own length (a prefix that ends in `/`), nothing is found.
+ */
+function counterOf(
+  name: string,
+  base: string,
+  searched: number,
+  isOld: boolean,
+): number | undefined {
+  if (name.slice(0, searched) !== base || name[searched] !== "_") {
     return undefined;
   }
-  const digits = name.slice(base.length + 1).split(isOld ? "_" : /[_.]/)[0] ?? "";
+  const digits = name.slice(searched + 1).split(isOld ? "_" : /[_.]/)[0] ?? "";
   return /^\d+$/.test(digits) ? Number(digits) : 0;
 }
 
@@ -177,11 +185,11 @@ export function savePlace(
   context: Pick<NodeContext, "folders" | "compat">,
 ): SavePlace {
   const root = context.folders.area(area);
-  const path = normalize(expandPrefix(prefix, size));
-  const isFolder = path.endsWith("/");
-  const base = isFolder ? basename(path) : basename(path);
-  const inner = isFolder ? path.slice(0, -1) : dirname(path);
-  const folder = join(root, inner);
+  const expanded = expandPrefix(prefix, size);
+  const path = normalize(expanded).replace(/\/$/, "");
+  const base = basename(path);
+  const searched = expanded.length - expanded.lastIndexOf("/") - 1;
+  const folder = resolve(root, dirname(path));
   if (!isInside(root, folder)) {
     throw new NodeError(
       "Exception",
@@ -191,7 +199,9 @@ export function savePlace(
   mkdirSync(folder, { recursive: true });
   const subfolder = relative(root, folder);
   const isOld = context.compat === "0.3.64";
-  const counters = readdirSync(folder).flatMap((name) => counterOf(name, base, isOld) ?? []);
+  const counters = readdirSync(folder).flatMap(
+    (name) => counterOf(name, base, searched, isOld) ?? [],
+  );
   return { folder, subfolder, base, counter: Math.max(0, ...counters) + 1 };
 }
 

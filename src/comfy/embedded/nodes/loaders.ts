@@ -15,7 +15,7 @@ interface Loader {
   readonly className: string;
   readonly displayName: string;
   readonly module?: string;
-  readonly schema?: "v1" | "v3";
+  readonly schema?: NodeDefinition["schema"];
   readonly isOnlyInNew?: boolean;
   readonly required: InputTable;
   readonly optional?: InputTable;
@@ -290,7 +290,7 @@ const LOADERS: readonly Loader[] = [
     className: "HypernetworkLoader",
     displayName: "Load Hypernetwork",
     module: "comfy_extras.nodes_hypernetwork",
-    schema: "v3",
+    schema: "v3-new",
     required: {
       model: socket("MODEL"),
       hypernetwork_name: files("hypernetworks"),

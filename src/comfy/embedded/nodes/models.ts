@@ -152,7 +152,7 @@ export const modelNodes: readonly NodeDefinition[] = [
     ["KSamplerSelect", "KSamplerSelect", "model/sampling/samplers", SAMPLING],
     { sampler_name: combo(SAMPLERS) },
     "SAMPLER",
-    { schema: "v3" },
+    { schema: "v3-new" },
   ),
   unsupported(
     ["BasicScheduler", "BasicScheduler", "model/sampling/schedulers", SAMPLING],
@@ -163,19 +163,19 @@ export const modelNodes: readonly NodeDefinition[] = [
       denoise: FRACTION,
     },
     "SIGMAS",
-    { schema: "v3" },
+    { schema: "v3-new" },
   ),
   unsupported(
     ["BasicGuider", "Basic Guider", "model/sampling/guiders", SAMPLING],
     { model: socket("MODEL"), conditioning: CONDITIONING },
     "GUIDER",
-    { schema: "v3" },
+    { schema: "v3-new" },
   ),
   unsupported(
     ["RandomNoise", "RandomNoise", "model/sampling/noise", SAMPLING],
     { noise_seed: SEED },
     "NOISE",
-    { schema: "v3" },
+    { schema: "v3-new" },
   ),
   unsupported(
     ["SamplerCustomAdvanced", "SamplerCustomAdvanced", "model/sampling/custom", SAMPLING],
@@ -187,7 +187,7 @@ export const modelNodes: readonly NodeDefinition[] = [
       latent_image: LATENT,
     },
     "LATENT=output LATENT=denoised_output",
-    { schema: "v3" },
+    { schema: "v3-new" },
   ),
   unsupported(
     ["VAEDecode", "VAE Decode", "model/latent"],
