@@ -4,11 +4,10 @@
  */
 import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
-import { appModeInputs } from "./app-mode.ts";
 import type { DefinitionLookup, NodeDefinition } from "./definitions.ts";
 import { NodeDefinitions } from "./definitions.ts";
 import { clip, listNames } from "./describe.ts";
-import type { ExposedInput, Graph, GraphNode } from "./graph.ts";
+import type { ExposedInput, Graph, GraphNode, ShownWidget, UnnamedNode } from "./graph.ts";
 import { linkOf } from "./graph.ts";
 import { record } from "./graph-read.ts";
 import { readGroupNodes } from "./group-nodes.ts";
@@ -16,6 +15,8 @@ import type { Level } from "./levels.ts";
 import { buildLevels, isOff, widgetKey } from "./levels.ts";
 import type { LinkContext, Slot, Source } from "./links.ts";
 import { resolveLink } from "./links.ts";
+import type { PagePlace } from "./page-inputs.ts";
+import { appModeInputs, shownWidgets } from "./page-inputs.ts";
 import type { TextRuleOptions } from "./text-rules.ts";
 import { applyDynamicPrompt, COMPLETED_PREFIX_CLASSES, completeFilename } from "./text-rules.ts";
 import type { UiFacts } from "./ui-facts.ts";
@@ -32,11 +33,16 @@ export interface Converted extends UiFacts {
   readonly subgraphs: Readonly<Record<string, readonly string[]>>;
   /** The inputs chosen for App Mode. */
   readonly exposed: readonly ExposedInput[];
+  readonly shown: readonly ShownWidget[];
+  readonly unnamed: readonly UnnamedNode[];
   /** What was left out or decided, for people. */
   readonly notes: readonly string[];
 }
 
-export type ConvertOptions = Partial<TextRuleOptions>;
+export interface ConvertOptions extends Partial<TextRuleOptions> {
+  /** Values whose names nobody knows are kept as `widget_0`, `widget_1`, … instead of refused. */
+  readonly allowUnnamed?: boolean | undefined;
+}
 
 /** Converts a UI document. Throws one `InputError` that lists every node whose widgets can't be named. */
 export function convertUi(
@@ -52,15 +58,11 @@ export function convertUi(
     random: options.random ?? Math.random,
     now: options.now ?? (() => new Date()),
   });
-  return { ...conversion.run(document), ...collectFacts(document) };
-}
-
-/** A node of a class nobody knows, whose file doesn't name its widgets. */
-interface UnknownNode {
-  readonly nodeId: string;
-  readonly classType: string;
-  readonly pack: string | undefined;
-  readonly version: string | undefined;
+  const converted = conversion.run(document);
+  if (converted.unnamed.length > 0 && options.allowUnnamed !== true) {
+    throw unnamedNodes(converted.unnamed);
+  }
+  return { ...converted, ...collectFacts(document) };
 }
 
 class Conversion {
@@ -71,8 +73,8 @@ class Conversion {
   /** Widgets by level prefix and node id: read once, asked for by links and file names too. */
   readonly #widgets = new Map<string, readonly Widget[] | undefined>();
   readonly #slots = new Map<UiNode, readonly Slot[]>();
-  #names: Map<string, PlacedNode> | undefined;
-  readonly #unknown: UnknownNode[] = [];
+  #names: Map<string, PagePlace> | undefined;
+  readonly #unnamed: UnnamedNode[] = [];
   readonly #notes: string[] = [];
   /** Ids of nodes whose output something reads, by scope. */
   readonly #origins = new Map<UiScope, ReadonlySet<string>>();
@@ -103,15 +105,15 @@ class Conversion {
         subgraphs.push([id, level.titles]);
       }
     }
-    if (this.#unknown.length > 0) {
-      throw unknownNodes(this.#unknown);
-    }
     this.#notes.push(...notesOnSwitchedOff(root));
     const graph = withoutDeadLinks(nodes);
+    const places = [...everyNode(root)];
     return {
       graph,
       subgraphs: record(subgraphs),
-      exposed: appModeInputs(document, [...everyNode(root)], graph),
+      exposed: appModeInputs(document, places, graph),
+      shown: shownWidgets(places, graph),
+      unnamed: this.#unnamed,
       notes: this.#notes,
     };
   }
@@ -141,10 +143,10 @@ class Conversion {
       const pack = packOf(node.properties);
       const nodeId = level.prefix + node.id;
       const source = { pack: pack?.auxId ?? pack?.cnrId, version: pack?.version };
-      this.#unknown.push({ nodeId, classType: node.type, ...source });
+      this.#unnamed.push({ nodeId, classType: node.type, ...source });
     }
     const inputs = new Map<string, JsonValue>();
-    for (const widget of widgets ?? []) {
+    for (const widget of widgets ?? numberedWidgets(node)) {
       inputs.set(widget.name, this.#promptValue(root, node, widget));
     }
     for (const input of node.inputs) {
@@ -204,8 +206,8 @@ class Conversion {
   }
 
   /** The first node of every name; titles give way to the names of classes. */
-  #nameNodes(root: Level): Map<string, PlacedNode> {
-    const names = new Map<string, PlacedNode>();
+  #nameNodes(root: Level): Map<string, PagePlace> {
+    const names = new Map<string, PagePlace>();
     const all = [...everyNode(root)].reverse();
     for (const placed of all) {
       names.set(this.#titleOf(placed.node), placed);
@@ -224,13 +226,8 @@ class Conversion {
   }
 }
 
-interface PlacedNode {
-  readonly level: Level;
-  readonly node: UiNode;
-}
-
 /** Every node of every level, those inside an instance behind it. Levels are few and bounded in depth. */
-function* everyNode(level: Level): Generator<PlacedNode> {
+function* everyNode(level: Level): Generator<PagePlace> {
   for (const node of level.scope.nodes.values()) {
     yield { level, node };
     const child = level.children.get(node.id);
@@ -244,7 +241,7 @@ function* everyNode(level: Level): Generator<PlacedNode> {
  * The nodes that the page sends. It sends what is inside a container that is switched off within another subgraph,
  * though nothing needs it; output nodes in there are left out here, for they would run, or fail, against the user's wish.
  */
-function* emitted(root: Level, definition: DefinitionLookup): Generator<PlacedNode> {
+function* emitted(root: Level, definition: DefinitionLookup): Generator<PagePlace> {
   for (const { level, node } of everyNode(root)) {
     const isSent = !level.isHidden && !isOff(node) && !isVirtual(node);
     const isUnwanted = !level.isActive && definition(node.type)?.isOutput !== false;
@@ -273,6 +270,16 @@ function wrapped(value: JsonValue, type: string | undefined): JsonValue {
     return rounded(value);
   }
   return type === "CURVE" ? { __type__: "CURVE", __value__: value } : { __value__: value };
+}
+
+/** The values of a node in the order of the file, for want of their names. */
+function numberedWidgets(node: UiNode): Widget[] {
+  const values = Array.isArray(node.values) ? node.values : [];
+  return values.map((value: JsonValue, index) => ({
+    name: `widget_${index}`,
+    value,
+    definition: undefined,
+  }));
 }
 
 /** The page is JavaScript: an integer beyond 2^53 reaches the server as the nearest number it has. */
@@ -315,7 +322,7 @@ function withoutDeadLinks(nodes: readonly (readonly [string, GraphNode])[]): Gra
   );
 }
 
-function unknownNodes(unknown: readonly UnknownNode[]): InputError {
+function unnamedNodes(unknown: readonly UnnamedNode[]): InputError {
   const classes = [...new Set(unknown.map(({ classType }) => classType))];
   const packs = [...new Set(unknown.flatMap(({ pack }) => pack ?? []))];
   const source = packs.length === 0 ? "" : ` (from ${packs.join(", ")})`;

@@ -48,6 +48,24 @@ export interface ExposedInput extends InputPlaceName {
   readonly also?: readonly InputPlaceName[];
 }
 
+/** A widget that a subgraph shows on the page; the prompt has its value at other nodes. */
+export interface ShownWidget {
+  /** Id of the subgraph's node, which isn't in the prompt. */
+  readonly node: string;
+  readonly title: string;
+  readonly widget: string;
+  readonly places: readonly InputPlaceName[];
+}
+
+/** A node of a class nobody knows, whose file doesn't name its widgets. */
+export interface UnnamedNode {
+  readonly nodeId: string;
+  readonly classType: string;
+  /** `owner/repository`, or the id in ComfyUI's registry. */
+  readonly pack: string | undefined;
+  readonly version: string | undefined;
+}
+
 export type WorkflowFormat = "api" | "wrapped" | "guide" | "ui";
 
 /** A workflow read and, if need be, converted: what every later stage takes. */
@@ -64,6 +82,10 @@ export interface Workflow {
   readonly subgraphs: Readonly<Record<string, readonly string[]>>;
   /** Node packs by class, where a UI file names them; ComfyUI's own nodes have none. */
   readonly packs?: Readonly<Record<string, NodePack>>;
+  /** Of a UI file: the widgets that its subgraphs show. */
+  readonly shown?: readonly ShownWidget[];
+  /** Nodes whose values have numbers for names; only where the caller allows them. Such a graph can't run. */
+  readonly unnamed?: readonly UnnamedNode[];
   /** The UI document it was converted from; ComfyUI stores it in the pictures (`extra_pnginfo.workflow`). */
   readonly ui?: JsonObject;
   /** Things worth telling that stop nothing ("node 7 is muted", "two surplus widget values dropped"). */

@@ -8,7 +8,7 @@ import { isJsonObject, parseJson } from "../platform/json.ts";
 import { NodeDefinitions } from "./definitions.ts";
 import { clip, listNames, listProblems } from "./describe.ts";
 import { replaceInputs } from "./edits.ts";
-import type { Graph, GraphNode, Workflow } from "./graph.ts";
+import type { Graph, GraphNode, InputPlaceName, ShownWidget, Workflow } from "./graph.ts";
 import { linkOf } from "./graph.ts";
 import { nodeOf, record } from "./graph-read.ts";
 import { didYouMean, nearNames } from "./near.ts";
@@ -28,7 +28,7 @@ export interface Overridden {
   readonly applied: readonly AppliedOverride[];
 }
 
-type Named = Pick<Workflow, "graph" | "subgraphs">;
+type Named = Pick<Workflow, "graph" | "subgraphs" | "shown">;
 
 /** Reads the input `overrides`: JSON text of an object, or nothing. */
 export function readOverrides(text: string): JsonObject {
@@ -84,7 +84,7 @@ export function applyOverrides(
     if ("problem" in found) {
       problems.push(`${clip(name)}: ${found.problem}`);
     } else {
-      applied.push(found);
+      applied.push(...found.set);
     }
   }
   if (problems.length > 0) {
@@ -125,7 +125,7 @@ export function withValues(
   return record(entries);
 }
 
-type Found = AppliedOverride | { readonly problem: string };
+type Found = { readonly set: readonly AppliedOverride[] } | { readonly problem: string };
 
 class Target {
   readonly #workflow: Named;
@@ -147,7 +147,16 @@ class Target {
         return { problem: `several nodes are meant: ${listNames(holders)}; use an id` };
       }
       if (holders[0] !== undefined) {
-        return this.#check(holders[0], input, value);
+        return this.#set([{ node: holders[0], input }], value);
+      }
+      const shown = this.#shownBy(name.slice(0, dot), input);
+      if (shown.length > 1) {
+        return {
+          problem: `several subgraphs are meant: ${listNames(shown.map(({ node }) => node))}; use an id`,
+        };
+      }
+      if (shown[0] !== undefined) {
+        return this.#set(shown[0].places, value);
       }
       if (ids.length > 0) {
         isNodeKnown ??= { ids, input };
@@ -203,7 +212,30 @@ class Target {
     );
   }
 
-  #check(nodeId: string, input: string, value: JsonValue): Found {
+  /** The widget of a subgraph as the page shows it: by the id or the title of the subgraph's node. */
+  #shownBy(name: string, widget: string): ShownWidget[] {
+    const all = (this.#workflow.shown ?? []).filter((entry) => entry.widget === widget);
+    const byId = all.filter(({ node }) => node === name);
+    return byId.length > 0 ? byId : all.filter(({ title }) => title === name);
+  }
+
+  #set(places: readonly InputPlaceName[], value: JsonValue): Found {
+    const set: AppliedOverride[] = [];
+    for (const { node, input } of places) {
+      const found = this.#check(node, input, value);
+      if ("problem" in found) {
+        return found;
+      }
+      set.push(found);
+    }
+    return { set };
+  }
+
+  #check(
+    nodeId: string,
+    input: string,
+    value: JsonValue,
+  ): AppliedOverride | { readonly problem: string } {
     const node = nodeOf(this.#workflow.graph, nodeId);
     const before =
       node !== undefined && Object.hasOwn(node.inputs, input) ? node.inputs[input] : undefined;
@@ -229,12 +261,13 @@ class Target {
     if (!name.includes(".")) {
       return "the name lacks a dot between node and input, as in 6.text";
     }
+    const subgraphs = (this.#workflow.shown ?? []).flatMap(({ node, title }) => [node, title]);
     const names = Object.entries(graph).flatMap(([id, node]) => [
       id,
       node.class_type,
       ...(node._meta?.title === undefined ? [] : [node._meta.title]),
     ]);
-    const near = nearNames(name.slice(0, name.lastIndexOf(".")), new Set(names));
+    const near = nearNames(name.slice(0, name.lastIndexOf(".")), new Set([...names, ...subgraphs]));
     return `no node has this id, title or class${didYouMean(near)}`;
   }
 

@@ -19,6 +19,11 @@ import { unpackBytes, unpackText } from "./unpack.ts";
 export interface ParseOptions {
   /** What the running engine knows; the committed table of ComfyUI's own nodes otherwise. */
   readonly definitions?: NodeDefinitions | undefined;
+  /**
+   * For looking, not for running: values whose names neither definitions nor file tell are kept as `widget_0`, …
+   * and their nodes listed in {@link Workflow.unnamed}, instead of the whole workflow being refused.
+   */
+  readonly allowUnnamed?: boolean | undefined;
 }
 
 /** Reads a workflow from text, bytes or an object. */
@@ -31,7 +36,9 @@ export function parseWorkflow(
   const found = recognise(document);
   const ui = found.beside ?? (isUiDocument(beside) ? beside : undefined);
   const remarks = [...notes];
-  const workflow = found.isUi ? fromUi(found, definitions, remarks) : fromApi(found, ui, remarks);
+  const workflow = found.isUi
+    ? fromUi(found, { ...options, definitions }, remarks)
+    : fromApi(found, ui, remarks);
   checkLinks(workflow.graph, definitions, remarks);
   return { ...workflow, notes: remarks };
 }
@@ -72,8 +79,13 @@ function fromApi(found: Recognised, ui: JsonObject | undefined, notes: string[])
   };
 }
 
-function fromUi(found: Recognised, definitions: NodeDefinitions, notes: string[]): Workflow {
-  const converted = convertUi(found.body, definitions);
+function fromUi(
+  found: Recognised,
+  options: ParseOptions & { readonly definitions: NodeDefinitions },
+  notes: string[],
+): Workflow {
+  const { allowUnnamed } = options;
+  const converted = convertUi(found.body, options.definitions, { allowUnnamed });
   if (Object.keys(converted.graph).length === 0) {
     throw new InputError("WORKFLOW_INVALID", "The workflow has no node that can run.", {
       hint: "Notes, muted and bypassed nodes don't run: add some, or switch them on.",
@@ -88,6 +100,8 @@ function fromUi(found: Recognised, definitions: NodeDefinitions, notes: string[]
     graph: converted.graph,
     ...withFacts({ ...meta, exposed }, converted),
     subgraphs: converted.subgraphs,
+    shown: converted.shown,
+    ...(converted.unnamed.length === 0 ? {} : { unnamed: converted.unnamed }),
     ui: found.body,
     notes,
   };

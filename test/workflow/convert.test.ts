@@ -5,6 +5,8 @@ import type { JsonObject, JsonValue } from "../../src/platform/json.ts";
 import { convertUi } from "../../src/workflow/convert.ts";
 import { NodeDefinitions } from "../../src/workflow/definitions.ts";
 import type { Graph } from "../../src/workflow/graph.ts";
+import { applyOverrides } from "../../src/workflow/overrides.ts";
+import { parseWorkflow } from "../../src/workflow/parse.ts";
 
 const core = NodeDefinitions.core();
 
@@ -328,6 +330,23 @@ describe("subgraphs", () => {
     });
   });
 
+  test("show widgets that can be set by the subgraph's own name or id", () => {
+    const nodes = [
+      { id: 1, type: "s", title: "Ask" },
+      { id: 2, type: "s", properties: { proxyWidgets: [["20", "text"]] } },
+    ];
+    const workflow = parseWorkflow(
+      ui(nodes, [], { definitions: { subgraphs: [inner("s", [prompt])] } }),
+    );
+    expect(workflow.shown).toEqual([
+      { node: "1", title: "Ask", widget: "text", places: [{ node: "1:20", input: "text" }] },
+      { node: "2", title: "s", widget: "text", places: [{ node: "2:20", input: "text" }] },
+    ]);
+    const { graph } = applyOverrides(workflow, { "Ask.text": "one", "2.text": "two" });
+    expect(inputsOf(graph)).toEqual({ "1:20": { text: "one" }, "2:20": { text: "two" } });
+    expect(() => applyOverrides(workflow, { "Aks.text": "x" })).toThrow(/did you mean 'Ask'/);
+  });
+
   test("that contain themselves are refused by name", () => {
     const document = ui([{ id: 1, type: "s" }], [], {
       definitions: { subgraphs: [inner("s", [{ id: 2, type: "s" }])] },
@@ -438,6 +457,20 @@ describe("classes nobody knows", () => {
         },
       }),
     );
+  });
+
+  test("keep their values under numbers where the caller only looks", () => {
+    const nodes = [
+      { id: 1, type: "A", widgets_values: ["a.safetensors", 2], outputs: [{ type: "IMAGE" }] },
+      preview,
+    ];
+    const document = ui(nodes, [[1, 0, 9, "images"]]);
+    const workflow = parseWorkflow(document, { allowUnnamed: true });
+    expect(inputsOf(workflow.graph)["1"]).toEqual({ widget_0: "a.safetensors", widget_1: 2 });
+    expect(workflow.unnamed).toEqual([
+      { nodeId: "1", classType: "A", pack: undefined, version: undefined },
+    ]);
+    expect(() => parseWorkflow(document)).toThrow(InputError);
   });
 
   test("are left out with a note where they are wired to nothing", () => {

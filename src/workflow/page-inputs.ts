@@ -1,7 +1,10 @@
-/** The inputs that a workflow's author chose for App Mode (`extra.linearData`), as places in the prompt. */
+/**
+ * Values that people set on the page at one place and that the prompt holds at others: the inputs chosen for App Mode
+ * (`extra.linearData`), the widgets that a subgraph shows, those that a primitive feeds.
+ */
 import type { JsonObject } from "../platform/json.ts";
 import { nameRows } from "./expose.ts";
-import type { ExposedInput, Graph, InputPlaceName } from "./graph.ts";
+import type { ExposedInput, Graph, InputPlaceName, ShownWidget } from "./graph.ts";
 import { linkOf } from "./graph.ts";
 import { nodeOf, own, ownList, ownObject } from "./graph-read.ts";
 import type { Level } from "./levels.ts";
@@ -10,17 +13,16 @@ import { MAX_SUBGRAPH_DEPTH } from "./limits.ts";
 import { nodeIdOf } from "./meta.ts";
 import type { UiNode } from "./ui-schema.ts";
 
-/** A widget of the page and the level it is in. */
-interface PageWidget {
+/** A node of the page and the level it is in. */
+export interface PagePlace {
   readonly level: Level;
   readonly node: UiNode;
-  readonly widget: string;
 }
 
 /** Rows are `[node id, widget name]`; a node may be a subgraph or a primitive, whose widgets stand for others. */
 export function appModeInputs(
   document: JsonObject,
-  nodes: readonly { readonly level: Level; readonly node: UiNode }[],
+  nodes: readonly PagePlace[],
   graph: Graph,
 ): ExposedInput[] {
   const linear = ownObject(ownObject(document, "extra") ?? {}, "linearData") ?? {};
@@ -37,6 +39,29 @@ export function appModeInputs(
       : [{ ...first, also, title: found.node.title ?? found.node.type }];
   });
   return nameRows(rows);
+}
+
+/** The widgets that subgraphs show, each with the inputs in the prompt that it sets. */
+export function shownWidgets(nodes: readonly PagePlace[], graph: Graph): ShownWidget[] {
+  return nodes.flatMap(({ level, node }) => {
+    const definition = level.children.get(node.id)?.host?.definition;
+    if (definition === undefined) {
+      return [];
+    }
+    const proxied = node.proxies?.map(({ widget }) => widget) ?? [];
+    const promoted = definition.inputs.filter((port) => level.promoted.has(port));
+    const names = new Set([...proxied, ...promoted.map(({ name }) => name)]);
+    return [...names].flatMap((widget) => {
+      const places = placesOf({ level, node, widget }, 0).filter((place) => isValue(graph, place));
+      const title = node.title ?? definition.name;
+      return places.length === 0 ? [] : [{ node: level.prefix + node.id, title, widget, places }];
+    });
+  });
+}
+
+/** A widget of the page and the level it is in. */
+interface PageWidget extends PagePlace {
+  readonly widget: string;
 }
 
 function isValue(graph: Graph, { node, input }: InputPlaceName): boolean {
