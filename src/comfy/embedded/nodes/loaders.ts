@@ -355,7 +355,8 @@ function define(loader: Loader): NodeDefinition {
       const opened = Object.entries(opens).map(([input, category]) => {
         const name = inputs.text(input);
         if (!isIdle && !(category === "vae" && FILELESS_VAES.has(name))) {
-          judge?.(openModelFile(context.folders, category, name));
+          const file = openModelFile(context.folders, category, name);
+          judge?.(file);
         }
         return basename(name);
       });
