@@ -500,7 +500,7 @@ class RangedDownload {
     const { expiresAtMs } = this.#found;
     if (
       expiresAtMs !== undefined &&
-      this.#renewals === 0 &&
+      (this.#renewals === 0 || this.#renewing !== undefined) &&
       expiresAtMs - Date.now() < this.#context.tuning.renewBeforeMs
     ) {
       await this.#renew().catch((error: unknown) => this.#fail(error));
@@ -545,6 +545,10 @@ class RangedDownload {
   }
 
   #fail(error: unknown): void {
+    if (this.#ledger.isComplete) {
+      // Every byte is there: what still runs is called off, and its complaints are about that.
+      return;
+    }
     this.#failure ??= error;
     this.#stop.abort();
   }
