@@ -127,6 +127,22 @@ export function comfyContract(label: string, contract: ContractEngine): void {
       expect([...ran].toSorted()).toEqual(["1", "2", "3"]);
     });
 
+    test("makes previews anew in every run: those of an earlier one may be gone", async () => {
+      const graph: Graph = {
+        ...pictureGraph({ color: 4714 }),
+        "4": { class_type: "PreviewImage", inputs: { images: ["2", 0] } },
+        "5": { class_type: "SolidMask", inputs: { value: 1, width: 8, height: 8 } },
+        "6": { class_type: "MaskPreview", inputs: { mask: ["5", 0] } },
+      };
+      const first = await run(fresh(graph));
+      const second = await run(fresh(graph));
+      expect(second.cachedNodes.toSorted()).toEqual(["1", "2", "5"]);
+      const names = [first, second].flatMap(({ files }) =>
+        files.map(({ filename, subfolder }) => join(subfolder, filename)),
+      );
+      expect(new Set(names).size).toBe(6);
+    });
+
     test("gives the old files of a run that is cached as a whole", async () => {
       const graph = fresh(pictureGraph({ color: 4712 }));
       const first = await run(graph);
