@@ -172,7 +172,10 @@ export class ComfyUI implements AsyncDisposable {
 
   /** The same with node, input, folder and reason. */
   find_weights(workflow: Workflow): WeightRef[] {
-    return extractWeights(workflow, { definitions: this.#definitions });
+    return extractWeights(workflow, {
+      definitions: this.#definitions,
+      categoriesHolding: (choices) => this.weights.folders.categoriesHolding(choices),
+    });
   }
 
   /** `[all_exist, missing]` for a workflow. Local: no network, a stat per file, integrity included. */

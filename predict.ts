@@ -130,6 +130,7 @@ export class Predictor implements AsyncDisposable {
     try {
       this.comfyui.warm_up();
       await Promise.all([this.preload(weights, { ...context, signal }), booting]);
+      await this.runWarmUp({ ...context, signal });
     } catch (error) {
       ending.abort();
       await booting.catch(() => undefined);
@@ -252,6 +253,21 @@ export class Predictor implements AsyncDisposable {
     log.info(`No workflow_json was given: running ${standing}`);
     const path = operatorPath(standing);
     return await this.comfyui.load_workflow(path, { trust: "operator", signal });
+  }
+
+  /** Runs `WARMUP_WORKFLOW` once, so that the first request meets loaded models. */
+  private async runWarmUp(context: RunContext): Promise<void> {
+    const { WARMUP_WORKFLOW: given } = this.config;
+    if (given === undefined) {
+      return;
+    }
+    const log = teeLogger(this.#log, context.log);
+    const options = { trust: "operator", signal: context.signal } as const;
+    const loaded = await this.comfyui.load_workflow(operatorPath(given), options);
+    const workflow = await this.comfyui.handle_weights(loaded, { signal: context.signal, log });
+    const result = await this.comfyui.run_workflow(workflow, { signal: context.signal, log });
+    this.comfyui.cleanup(await this.comfyui.get_files(result, { returnTempFiles: true, log }));
+    log.info(`Warmed up with ${given} in ${result.executionMs ?? "?"} ms`);
   }
 
   /** Random seeds where they are wanted, but never in place of one that the caller set. */

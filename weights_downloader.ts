@@ -5,6 +5,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ModelFolders } from "./src/models/folders.ts";
+import { completeHubCache } from "./src/models/hub-cache.ts";
 import type { Config } from "./src/platform/env.ts";
 import { fromProject, PROJECT_ROOT, readConfig } from "./src/platform/env.ts";
 import { messageOf, WeightError } from "./src/platform/errors.ts";
@@ -147,7 +148,14 @@ export class WeightsDownloader implements AsyncDisposable {
     jobs: readonly InstallJob[],
     options: InstallOptions = {},
   ): Promise<InstalledWeight[]> {
-    return jobs.length === 0 ? [] : await this.#installer.install(jobs, options);
+    if (jobs.length === 0) {
+      return [];
+    }
+    const installed = await this.#installer.install(jobs, options);
+    for (const { file } of installed) {
+      completeHubCache(file);
+    }
+    return installed;
   }
 
   /** Unpacks the operator's own archives, and merges the manifests they hold. */
