@@ -42,8 +42,11 @@ export class Reply {
   async write(bytes: Uint8Array | string): Promise<void> {
     if (this.isOpen && !this.#socket.write(bytes)) {
       await new Promise<void>((resolve) => {
-        this.#socket.once("drain", resolve);
-        this.#socket.once("close", resolve);
+        const done = (): void => {
+          this.#socket.off("drain", done).off("close", done);
+          resolve();
+        };
+        this.#socket.once("drain", done).once("close", done);
       });
     }
   }

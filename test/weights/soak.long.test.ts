@@ -12,10 +12,10 @@ import { job, quickInstaller, safetensors, sha256, sha256File } from "../support
 const CHILD = join(import.meta.dir, "../support/install-child.ts");
 
 test("D33: fifty SIGKILLs at random moments, each followed by a start that goes on; the last one ends whole", async () => {
-  const body = safetensors(24_000_000);
+  const body = safetensors(120_000_000);
   const hash = sha256(body);
   using server = await WeightServer.start();
-  server.on("/w.safetensors", file(body, { bytesPerSecond: 60_000 }));
+  server.on("/w.safetensors", file(body, { bytesPerSecond: 300_000 }));
   using dir = tempDir();
   const destination = dir.join("checkpoints", "w.safetensors");
   let kept = 0;
@@ -44,12 +44,12 @@ test("D33: fifty SIGKILLs at random moments, each followed by a start that goes 
 }, 240_000);
 
 test("D33: twenty SIGKILLs while a tar comes in and is unpacked", async () => {
-  const member = safetensors(6_000_000);
+  const member = safetensors(40_000_000);
   const hash = sha256(member);
   using server = await WeightServer.start();
   server.on(
     "/w.tar",
-    file(tar([{ name: "w.safetensors", body: member }]), { bytesPerSecond: 60_000 }),
+    file(tar([{ name: "w.safetensors", body: member }]), { bytesPerSecond: 200_000 }),
   );
   using dir = tempDir();
   const folder = dir.join("checkpoints");
