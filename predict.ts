@@ -26,6 +26,7 @@ import { fromProject, readConfig } from "./src/platform/env.ts";
 import { EngineError, InputError } from "./src/platform/errors.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger, teeLogger } from "./src/platform/log.ts";
+import { sleep } from "./src/platform/retry.ts";
 import { describePlan, planInstall } from "./src/weights/plan.ts";
 import type { InstallJob } from "./src/weights/plan-types.ts";
 import { weightsMissing } from "./src/weights/report.ts";
@@ -101,6 +102,8 @@ export interface RunContext {
 
 /** Runs when no workflow is given and none is preloaded: needs no weight and no input. */
 const EXAMPLE_WORKFLOW = "examples/api_workflows/blend.json";
+/** Reading the tables blocks for some 50 ms; whoever polls since the start is answered first. */
+const WARM_UP_DELAY_MS = 20;
 /** The `workflow_json` that means "the uploaded file is the workflow". */
 const WORKFLOW_IS_INPUT_FILE = "input_file";
 
@@ -128,8 +131,9 @@ export class Predictor implements AsyncDisposable {
     const signal = AbortSignal.any(signals);
     const booting = this.comfyui.start_server(signal);
     try {
-      this.comfyui.warm_up();
-      await Promise.all([this.preload(weights, { ...context, signal }), booting]);
+      // The tables are read while ComfyUI boots, after the first health check has had its answer.
+      const warming = sleep(WARM_UP_DELAY_MS, signal).then(() => this.comfyui.warm_up());
+      await Promise.all([this.preload(weights, { ...context, signal }), booting, warming]);
       await this.runWarmUp({ ...context, signal });
     } catch (error) {
       ending.abort();
