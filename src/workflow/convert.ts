@@ -1,6 +1,6 @@
 /**
- * UI workflow → API graph, equal to what ComfyUI's own page posts for the file. The rules are those of the page's
- * `graphToPrompt`; where the page is wrong on purpose of nobody, we are wrong with it: ids are what errors name.
+ * UI workflow → API graph, equal to what ComfyUI's own page posts for the file: the same nodes under the same ids, since
+ * ids are what errors and progress name. `test/workflow/convert-oracle.test.ts` holds it against recordings of the page.
  */
 import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";

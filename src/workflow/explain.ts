@@ -4,7 +4,14 @@ import type { InputDefinition } from "./definitions.ts";
 import { NodeDefinitions } from "./definitions.ts";
 import type { NamedInput } from "./expose.ts";
 import { namedInputs } from "./expose.ts";
-import type { GraphNode, NodePack, Workflow, WorkflowFormat } from "./graph.ts";
+import type {
+  GraphNode,
+  NodePack,
+  ShownWidget,
+  UnnamedNode,
+  Workflow,
+  WorkflowFormat,
+} from "./graph.ts";
 import { linkOf } from "./graph.ts";
 import { own } from "./graph-read.ts";
 import type { ValueKind } from "./values.ts";
@@ -57,6 +64,10 @@ export interface Explanation {
   readonly files: readonly SettableValue[];
   readonly outputs: readonly NodeName[];
   readonly named: readonly NamedInput[];
+  /** Widgets that subgraphs show, which can be set by the subgraph's name as well. */
+  readonly shown: readonly ShownWidget[];
+  /** Nodes whose values have no names here: the workflow can't run without their packs. */
+  readonly unnamed: readonly UnnamedNode[];
   readonly notes: readonly string[];
 }
 
@@ -79,6 +90,8 @@ export function explainWorkflow(
     files: settable.filter(({ kind }) => kind === "file"),
     outputs: outputsOf(running, definitions),
     named: namedInputs(workflow, options),
+    shown: workflow.shown ?? [],
+    unnamed: workflow.unnamed ?? [],
     notes: workflow.notes,
   };
 }

@@ -4,10 +4,12 @@
  */
 import { expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
+import type { JsonObject, JsonValue } from "../../src/platform/json.ts";
 import { isJsonObject, parseJson } from "../../src/platform/json.ts";
 import { convertUi } from "../../src/workflow/convert.ts";
 import { NodeDefinitions } from "../../src/workflow/definitions.ts";
 import { parseWorkflow } from "../../src/workflow/parse.ts";
+import { readWidgets } from "../../src/workflow/widgets.ts";
 import { casePath, describeCases } from "../support/shared.ts";
 
 /** Files where we mean to differ from the page. */
@@ -16,7 +18,7 @@ const WANTED_DIFFERENCES: Readonly<Record<string, string>> = {
     "the page miscounts the slots of a primitive's target and sends a model name as aspect ratio, which the server refuses; the saved value is kept",
 };
 
-/** A node without the order of its inputs; `Object.is` would tell -0 from 0, which JSON can't. */
+/** A graph as it would travel: what JSON can't tell apart (0 and -0) is the same. */
 function plain(graph: unknown): unknown {
   return JSON.parse(JSON.stringify(graph));
 }
@@ -56,6 +58,77 @@ describeCases("ui_to_api", () => {
       const first = parseWorkflow(text);
       expect({ file, graph: plain(first.graph) }).toEqual({ file, graph: api });
       expect(JSON.stringify(parseWorkflow(text).graph)).toBe(JSON.stringify(first.graph));
+    }
+  });
+
+  /** Ways in which the same file may be spelled: by page version, by template tool, by hand. */
+  const spellings: [string, (scope: JsonObject) => void][] = [
+    [
+      "links as objects",
+      (scope) => {
+        scope["links"] = listOf(scope, "links").map((row) =>
+          Array.isArray(row) ? asObject(row) : row,
+        );
+      },
+    ],
+    [
+      "every widget among the inputs",
+      (scope) => {
+        for (const node of listOf(scope, "nodes").filter(isJsonObject)) {
+          node["inputs"] = [...listOf(node, "inputs"), ...widgetInputs(node)];
+        }
+      },
+    ],
+    [
+      "no unlinked inputs",
+      (scope) => {
+        for (const node of listOf(scope, "nodes").filter(isJsonObject)) {
+          const isLinked = (input: JsonValue) =>
+            isJsonObject(input) && typeof input["link"] === "number";
+          const isInstance = definitions.get(String(node["type"])) === undefined;
+          node["inputs"] = listOf(node, "inputs").filter((input) => isInstance || isLinked(input));
+        }
+      },
+    ],
+  ];
+
+  function listOf(holder: JsonObject, key: string): JsonValue[] {
+    const value = holder[key];
+    return Array.isArray(value) ? value : [];
+  }
+
+  function asObject([
+    id = 0,
+    origin = 0,
+    slot = 0,
+    target = 0,
+    targetSlot = 0,
+  ]: JsonValue[]): JsonObject {
+    return { id, origin_id: origin, origin_slot: slot, target_id: target, target_slot: targetSlot };
+  }
+
+  function widgetInputs(node: JsonObject): JsonObject[] {
+    const definition = definitions.get(String(node["type"]));
+    const values = listOf(node, "widgets_values");
+    const present = new Set(
+      listOf(node, "inputs").map((input) => isJsonObject(input) && input["name"]),
+    );
+    return (definition === undefined ? [] : readWidgets(definition, values, () => undefined))
+      .filter(({ name }) => !present.has(name))
+      .map(({ name }) => ({ name, type: "*", widget: { name }, link: null }));
+  }
+
+  test.each(spellings)("converts a file with %s as it converts the file", (_name, spell) => {
+    for (const { file, graph } of results) {
+      const document = parseJson(readFileSync(casePath("ui_to_api", "ui", file), "utf8"));
+      const root = isJsonObject(document) ? document : {};
+      const inner = isJsonObject(root["definitions"])
+        ? listOf(root["definitions"], "subgraphs")
+        : [];
+      for (const scope of [root, ...inner.filter(isJsonObject)]) {
+        spell(scope);
+      }
+      expect({ file, graph: plain(convertUi(root, definitions).graph) }).toEqual({ file, graph });
     }
   });
 

@@ -527,3 +527,86 @@ describe("what is switched off", () => {
     expect(converted.notes).toEqual(["1 muted node is left out.", "1 bypassed node is left out."]);
   });
 });
+
+describe("files made to hurt end soon", () => {
+  const consumers = (from: number, count: number, origin: number): NodeSpec[] =>
+    Array.from({ length: count }, (_none, index) => ({
+      id: from + index,
+      type: "PreviewImage",
+      inputs: [{ name: "images", type: "IMAGE", link: origin }],
+    }));
+
+  test("many readers of one long chain of reroutes", () => {
+    const length = 8000;
+    const chain = Array.from({ length }, (_none, id) => ({
+      id: id + 1,
+      type: "Reroute",
+      inputs: [{ name: "", type: "*", link: id }],
+    }));
+    const nodes = [{ ...load, id: 99_999 }, ...chain, ...consumers(10_000, 8000, length)];
+    const links = Array.from({ length: length + 1 }, (_none, id) => [
+      id,
+      id || 99_999,
+      0,
+      0,
+      0,
+      "*",
+    ]);
+    const graph = convert({ nodes: JSON.parse(JSON.stringify(nodes)), links });
+    expect(graph["17999"]?.inputs["images"]).toEqual(["99999", 0]);
+  });
+
+  test("many readers of a bypassed node with many inputs", () => {
+    const many = Array.from({ length: 900 }, (_none, index) => ({ name: `n${index}`, type: "X" }));
+    const nodes = [
+      { id: 1, type: "ImageInvert", mode: 4, inputs: many },
+      ...consumers(10, 3000, 1),
+    ];
+    const graph = convert({
+      nodes: JSON.parse(JSON.stringify(nodes)),
+      links: [[1, 1, 0, 10, 0, "IMAGE"]],
+    });
+    expect(Object.keys(graph)).toHaveLength(3000);
+  });
+
+  test("a node with more inputs than any node has", () => {
+    const many = Array.from({ length: 1001 }, (_none, index) => ({ name: `n${index}`, type: "X" }));
+    expect(() =>
+      convert({ nodes: [{ id: 1, type: "ImageInvert", inputs: many }], links: [] }),
+    ).toThrow("The workflow has a node with 1001 inputs in the graph: '1'.");
+  });
+
+  test.each([
+    ["of choices", "{a|".repeat(7e6)],
+    ["of comments", "/*".repeat(4e5)],
+    ["of open brackets", "{".repeat(9e5)],
+    ["of percent signs", "%".repeat(9e5)],
+  ])("megabytes %s in widgets", (_name, text) => {
+    const nodes = [
+      { id: 1, type: "CLIPTextEncode", widgets_values: [text] },
+      { id: 2, type: "SaveImage", widgets_values: [text] },
+    ];
+    expect(Object.keys(convert({ nodes, links: [] }))).toEqual(["1", "2"]);
+  });
+
+  test("thousands of variables, set in the order opposite to their use", () => {
+    const count = 3000;
+    const variables = Array.from({ length: count }, (_none, index) => [
+      { id: index, type: "GetNode", widgets_values: [`v${index}`] },
+      {
+        id: 10_000 + index,
+        type: "SetNode",
+        widgets_values: [`v${count - 1 - index}`],
+        inputs: [{ name: "a", type: "*", link: 1 }],
+      },
+      ...consumers(20_000 + index, 1, 2 + index),
+    ]).flat();
+    const links = [
+      [1, 99_999, 0, 0, 0],
+      ...variables.keys().map((index) => [2 + index, index, 0, 0, 0]),
+    ];
+    const nodes = [{ ...load, id: 99_999 }, ...variables];
+    const graph = convert({ nodes: JSON.parse(JSON.stringify(nodes)), links });
+    expect(graph["22999"]?.inputs["images"]).toEqual(["99999", 0]);
+  });
+});
