@@ -236,6 +236,7 @@ async function readBody(c: CogContext): ReturnType<typeof readEnvelope> {
   const result = await readEnvelope(
     request.headers.get("content-type") ?? undefined,
     length <= MAX_BODY_BYTES ? wholeBody(request) : request.body,
+    length > MAX_BODY_BYTES,
   );
   c.env?.allowSilence?.(0);
   return result;

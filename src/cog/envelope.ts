@@ -53,12 +53,16 @@ export function isJsonType(contentType: string): boolean {
 export async function readEnvelope(
   contentType: string | undefined,
   body: AsyncIterable<Uint8Array> | null,
+  isTooLarge = false,
 ): Promise<{ readonly envelope: Envelope; readonly text: string }> {
   if (contentType === undefined) {
     return { envelope: EMPTY, text: "" };
   }
   if (!isJsonType(contentType)) {
     throw new InputError("BODY_TYPE", "Expected request with `Content-Type: application/json`");
+  }
+  if (isTooLarge) {
+    throw tooLarge();
   }
   const text = decode(await collect(body));
   return { envelope: parseEnvelope(text), text };
@@ -70,14 +74,18 @@ async function collect(body: AsyncIterable<Uint8Array> | null): Promise<Uint8Arr
   for await (const chunk of body ?? []) {
     total += chunk.byteLength;
     if (total > MAX_BODY_BYTES) {
-      throw new InputError(
-        "BODY_TOO_LARGE",
-        "Failed to buffer the request body: length limit exceeded",
-      );
+      throw tooLarge();
     }
     chunks.push(chunk);
   }
   return chunks.length === 1 && chunks[0] !== undefined ? chunks[0] : Buffer.concat(chunks);
+}
+
+function tooLarge(): InputError {
+  return new InputError(
+    "BODY_TOO_LARGE",
+    "Failed to buffer the request body: length limit exceeded",
+  );
 }
 
 function decode(bytes: Uint8Array): string {

@@ -4,7 +4,7 @@
  */
 import { mkdir, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
-import { AppError, InputError, isAbort, messageOf } from "../platform/errors.ts";
+import { AppError, ConfigError, InputError, isAbort, messageOf } from "../platform/errors.ts";
 import type { HttpClient } from "../platform/http.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { isJsonObject } from "../platform/json.ts";
@@ -22,7 +22,13 @@ import { masked, runModel } from "./run.ts";
 import { SetupRecord } from "./setup.ts";
 import type { Slot } from "./slots.ts";
 import { Slots } from "./slots.ts";
-import { SECRET_MASK, validateInput, withInjectedNulls, withoutUnknown } from "./validate.ts";
+import {
+  SECRET_MASK,
+  validateInput,
+  withInjectedNulls,
+  withoutUnknown,
+  wrongDefaults,
+} from "./validate.ts";
 import type { WebhookSender } from "./webhook.ts";
 
 /** The version of Cog's server whose protocol this is: what health, index, schema and webhooks say. */
@@ -236,7 +242,7 @@ export class Service {
       logger.info(line.replace(/\n$/, ""));
     };
     try {
-      const document = openApiDocument(model, COG_VERSION);
+      const document = checkedDocument(model);
       await raceAbort(model.setup({ signal, log }), signal);
       this.#setup.add("coglet", "Server ready");
       // One tick: whoever sees READY also sees the schema and the setup's end.
@@ -374,6 +380,19 @@ export class Service {
 /** True when the document describes trainings. */
 export function hasTrainings(document: JsonObject | undefined): boolean {
   return document !== undefined && "TrainingInput" in schemasOf(document);
+}
+
+/** @throws ConfigError when an input's default violates its own limits */
+function checkedDocument(model: CogModel): JsonObject {
+  const document = openApiDocument(model, COG_VERSION);
+  const wrong = wrongDefaults(document);
+  if (wrong.length > 0) {
+    throw new ConfigError(
+      "CONFIG_INVALID",
+      `Defaults of inputs are not valid: ${wrong.join("; ")}`,
+    );
+  }
+  return document;
 }
 
 function textOf(error: unknown): string {

@@ -50,6 +50,25 @@ export function validateInput(
   }));
 }
 
+/** Defaults that their own limits would refuse, in words: a mistake of the model's author. */
+export function wrongDefaults(document: JsonObject): string[] {
+  const schemas = schemasOf(document);
+  return ["Input", "TrainingInput"].flatMap((name) => {
+    const schema = schemas[name];
+    const defaults = Object.entries(isJsonObject(schema) ? propertiesOf(schema) : {}).flatMap(
+      ([field, property]): [string, JsonValue][] => {
+        const value = isJsonObject(property) ? property["default"] : undefined;
+        return value === undefined || value === null ? [] : [[field, value]];
+      },
+    );
+    return isJsonObject(schema)
+      ? validateInput(Object.fromEntries(defaults), schema, document)
+          .filter(({ type }) => type === "value_error")
+          .map(({ loc, msg }) => `${loc[2]}: ${msg}`)
+      : [];
+  });
+}
+
 /** The members of `input` that the schema names; anything but an object comes back as it is. */
 export function withoutUnknown(
   input: JsonValue,
