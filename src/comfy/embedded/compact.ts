@@ -145,85 +145,114 @@ function pad({ channels, height, width, data }: Planes): Padded {
   return padded;
 }
 
-/** Adds three taps of one input row to the sums of four output channels. */
-function addTaps(sums: readonly Float64Array[], row: Float32Array, weights: Float64Array): void {
-  const [sum0, sum1, sum2, sum3] = sums;
-  if (sum0 === undefined || sum1 === undefined || sum2 === undefined || sum3 === undefined) {
-    return;
-  }
-  const [a0 = 0, a1 = 0, a2 = 0, b0 = 0, b1 = 0, b2 = 0] = weights;
-  const [c0 = 0, c1 = 0, c2 = 0, d0 = 0, d1 = 0, d2 = 0] = weights.subarray(6);
-  let left = row[0] ?? 0;
-  let middle = row[1] ?? 0;
-  for (let x = 0; x < sum0.length; x++) {
-    const right = row[x + 2] ?? 0;
-    sum0[x] = (sum0[x] ?? 0) + left * a0 + middle * a1 + right * a2;
-    sum1[x] = (sum1[x] ?? 0) + left * b0 + middle * b1 + right * b2;
-    sum2[x] = (sum2[x] ?? 0) + left * c0 + middle * c1 + right * c2;
-    sum3[x] = (sum3[x] ?? 0) + left * d0 + middle * d1 + right * d2;
+/** One row of sums for each of the output channels that are computed side by side. */
+interface Lanes {
+  readonly a: Float64Array;
+  readonly b: Float64Array;
+  readonly c: Float64Array;
+  readonly d: Float64Array;
+}
+
+/** Three taps for each lane. */
+interface Taps {
+  readonly a: TapTriple;
+  readonly b: TapTriple;
+  readonly c: TapTriple;
+  readonly d: TapTriple;
+}
+
+interface TapTriple {
+  readonly left: number;
+  readonly middle: number;
+  readonly right: number;
+}
+
+/** Adds three taps of the input row at `start` to the sums of four output channels: the innermost loop of it all. */
+function addTaps({ a, b, c, d }: Lanes, data: Float32Array, start: number, taps: Taps): void {
+  const { left: a0, middle: a1, right: a2 } = taps.a;
+  const { left: b0, middle: b1, right: b2 } = taps.b;
+  const { left: c0, middle: c1, right: c2 } = taps.c;
+  const { left: d0, middle: d1, right: d2 } = taps.d;
+  let left = data[start] ?? 0;
+  let middle = data[start + 1] ?? 0;
+  for (let x = 0; x < a.length; x++) {
+    const right = data[start + x + 2] ?? 0;
+    a[x] = (a[x] ?? 0) + (left * a0 + middle * a1 + right * a2);
+    b[x] = (b[x] ?? 0) + (left * b0 + middle * b1 + right * b2);
+    c[x] = (c[x] ?? 0) + (left * c0 + middle * c1 + right * c2);
+    d[x] = (d[x] ?? 0) + (left * d0 + middle * d1 + right * d2);
     left = middle;
     middle = right;
   }
 }
 
-/** The weights that {@link addTaps} needs, packed by (group, input, kernel row); undefined where all are zero. */
-function packWeights(layer: Layer): readonly (Float64Array | undefined)[] {
+function tripleOf(
+  { weight, inputs, outputs }: Layer,
+  at: { output: number; input: number; row: number },
+): TapTriple {
+  const first = (at.output * inputs + at.input) * TAPS + at.row * 3;
+  const tap = (index: number) => (at.output < outputs ? (weight[first + index] ?? 0) : 0);
+  return { left: tap(0), middle: tap(1), right: tap(2) };
+}
+
+/** The taps that {@link addTaps} needs, by (group, input, kernel row); undefined where all are zero. */
+function packTaps(layer: Layer): readonly (Taps | undefined)[] {
   const groups = Math.ceil(layer.outputs / LANES);
   return Array.from({ length: groups * layer.inputs * 3 }, (_, index) => {
-    const kernelRow = index % 3;
+    const row = index % 3;
     const input = Math.floor(index / 3) % layer.inputs;
-    const group = Math.floor(index / (3 * layer.inputs));
-    const packed = new Float64Array(LANES * 3);
-    for (let lane = 0; lane < LANES * 3; lane++) {
-      const output = group * LANES + Math.floor(lane / 3);
-      const at = (output * layer.inputs + input) * TAPS + kernelRow * 3 + (lane % 3);
-      packed[lane] = output < layer.outputs ? (layer.weight[at] ?? 0) : 0;
-    }
-    return packed.some((weight) => weight !== 0) ? packed : undefined;
+    const output = Math.floor(index / (3 * layer.inputs)) * LANES;
+    const of = (lane: number) => tripleOf(layer, { output: output + lane, input, row });
+    const taps = { a: of(0), b: of(1), c: of(2), d: of(3) };
+    const isIdle = Object.values(taps).every(
+      ({ left, middle, right }) => left === 0 && middle === 0 && right === 0,
+    );
+    return isIdle ? undefined : taps;
   });
 }
 
 /** Writes one row of sums, through PReLU where there is one. */
-function activate(sums: Float64Array, target: Float32Array, slope: number): void {
+function activate(sums: Float64Array, target: Float32Array, start: number, slope: number): void {
   for (let x = 0; x < sums.length; x++) {
     const value = sums[x] ?? 0;
-    target[x] = value >= 0 ? value : value * slope;
-  }
-}
-
-/** Computes four output channels of one row. */
-function convolveRow(input: Padded, layer: PackedLayer, at: { y: number; first: number }): void {
-  const { sums, packed } = layer;
-  for (const [lane, sum] of sums.entries()) {
-    sum.fill(layer.bias[at.first + lane] ?? 0);
-  }
-  const group = (at.first / LANES) * layer.inputs;
-  for (let step = 0; step < layer.inputs * 3; step++) {
-    const weights = packed[group * 3 + step];
-    if (weights !== undefined) {
-      const start = Math.floor(step / 3) * input.plane + (at.y + (step % 3)) * input.row;
-      addTaps(sums, input.data.subarray(start, start + input.row), weights);
-    }
+    target[start + x] = value >= 0 ? value : value * slope;
   }
 }
 
 interface PackedLayer extends Layer {
-  readonly packed: readonly (Float64Array | undefined)[];
-  /** One row of sums for each lane. */
-  readonly sums: readonly Float64Array[];
+  readonly taps: readonly (Taps | undefined)[];
+  readonly lanes: Lanes;
+}
+
+/** Computes four output channels of one row. */
+function convolveRow(input: Padded, layer: PackedLayer, y: number, first: number): void {
+  const { lanes, taps, bias, inputs } = layer;
+  for (const [lane, sums] of [lanes.a, lanes.b, lanes.c, lanes.d].entries()) {
+    sums.fill(bias[first + lane] ?? 0);
+  }
+  const group = (first / LANES) * inputs * 3;
+  for (let step = 0; step < inputs * 3; step++) {
+    const known = taps[group + step];
+    if (known !== undefined) {
+      const start = Math.floor(step / 3) * input.plane + (y + (step % 3)) * input.row;
+      addTaps(lanes, input.data, start, known);
+    }
+  }
 }
 
 async function convolve(input: Padded, layer: Layer, breathe: Breathe): Promise<Padded> {
   const { width, height, row, plane } = input;
   const output = emptyPadded(layer.outputs, height, width);
-  const sums = Array.from({ length: LANES }, () => new Float64Array(width));
-  const packed = { ...layer, packed: packWeights(layer), sums };
+  const lane = () => new Float64Array(width);
+  const lanes = { a: lane(), b: lane(), c: lane(), d: lane() };
+  const packed = { ...layer, taps: packTaps(layer), lanes };
   for (let y = 0; y < height; y++) {
     for (let first = 0; first < layer.outputs; first += LANES) {
-      convolveRow(input, packed, { y, first });
-      for (const [lane, sum] of sums.slice(0, layer.outputs - first).entries()) {
-        const start = (first + lane) * plane + (y + 1) * row + 1;
-        activate(sum, output.data.subarray(start, start + width), layer.slope?.[first + lane] ?? 1);
+      convolveRow(input, packed, y, first);
+      const sums = [lanes.a, lanes.b, lanes.c, lanes.d].slice(0, layer.outputs - first);
+      for (const [offset, sum] of sums.entries()) {
+        const start = (first + offset) * plane + (y + 1) * row + 1;
+        activate(sum, output.data, start, layer.slope?.[first + offset] ?? 1);
       }
     }
     await breathe();
