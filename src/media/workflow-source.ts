@@ -14,6 +14,7 @@ export interface WorkflowSourceOptions {
   readonly allowPaths: boolean;
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
+  readonly maxBytes?: number | undefined;
 }
 
 /** A picture with a workflow in it may have some megabytes; a graph never has more. */
@@ -42,6 +43,7 @@ export async function readWorkflowSource(
 }
 
 async function fetchWorkflow(url: string, options: WorkflowSourceOptions): Promise<Uint8Array> {
+  const maxBytes = options.maxBytes ?? MAX_WORKFLOW_BYTES;
   const deadline = AbortSignal.timeout(options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
   const signal =
     options.signal === undefined ? deadline : AbortSignal.any([options.signal, deadline]);
@@ -57,16 +59,20 @@ async function fetchWorkflow(url: string, options: WorkflowSourceOptions): Promi
         },
       );
     }
-    return await response.bytes(MAX_WORKFLOW_BYTES);
+    return await response.bytes(maxBytes);
   } catch (error) {
-    throw explain(error, url, { deadline, signal: options.signal });
+    throw explain(error, url, { deadline, signal: options.signal, maxBytes });
   }
 }
 
 function explain(
   error: unknown,
   url: string,
-  ending: { readonly deadline: AbortSignal; readonly signal: AbortSignal | undefined },
+  ending: {
+    readonly deadline: AbortSignal;
+    readonly signal: AbortSignal | undefined;
+    readonly maxBytes: number;
+  },
 ): unknown {
   const where = `The workflow's address ${redactUrl(url)}`;
   if (ending.signal?.aborted !== true && (ending.deadline.aborted || isTimeout(error))) {
@@ -75,7 +81,7 @@ function explain(
   if (error instanceof DownloadError && error.code === "TOO_LARGE") {
     return new InputError(
       "FETCH_FAILED",
-      `${where} sends more than ${formatSize(MAX_WORKFLOW_BYTES)}, which no workflow has`,
+      `${where} sends more than ${formatSize(ending.maxBytes)}, which no workflow has`,
       { cause: error },
     );
   }
