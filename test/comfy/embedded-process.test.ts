@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArguments } from "../../src/comfy/embedded/arguments.ts";
 import { AppError } from "../../src/platform/errors.ts";
+import type { Json } from "../support/embedded.ts";
 import { tempDir } from "../support/temp-dir.ts";
 
 const MAIN = resolve(import.meta.dir, "../../src/comfy/embedded/main.ts");
@@ -41,10 +42,8 @@ describe("the process", () => {
         stdout: "ignore",
       });
       const url = await readLine(child.stderr, /To see the GUI go to: (http:\S+)\n/);
-      const { system } = (await (await fetch(`${url}/system_stats`)).json()) as {
-        system: { argv: string[] };
-      };
-      expect(system.argv).toEqual(["main.py", ...flags]);
+      const stats: Json = await (await fetch(`${url}/system_stats`)).json();
+      expect(stats.system.argv).toEqual(["main.py", ...flags]);
       expect(existsSync(dir.join("temp", "left_over.png"))).toBe(false);
       child.kill(signal);
       expect(await child.exited).toBe(0);

@@ -1,9 +1,9 @@
 /** Results of nodes, kept from prompt to prompt under a signature that doesn't depend on node ids. */
-import { freemem } from "node:os";
 import type { JsonObject, JsonValue } from "../../platform/json.ts";
 import { isJsonObject, stringifyJson } from "../../platform/json.ts";
 import { linkOf } from "../../workflow/graph.ts";
 import type { EngineFolders } from "./folders.ts";
+import { memoryLeft, memoryLimit } from "./memory.ts";
 import type { NodeRegistry } from "./nodes/registry.ts";
 import type { NodeValue } from "./values.ts";
 import { bytesOf } from "./values.ts";
@@ -21,8 +21,9 @@ export type CacheMode =
   | { readonly kind: "lru"; readonly entries: number }
   | { readonly kind: "none" };
 
-/** Kept pictures may take this much: they are float32, sixteen bytes for a pixel of a file of one. */
+/** Kept pictures may take this much, or a quarter of the memory if that is less: each pixel is twelve bytes. */
 const MAX_CACHED_BYTES = 1024 ** 3;
+const MAX_CACHED_SHARE = 0.25;
 /** Below this much free memory nothing is kept. */
 const MIN_FREE_BYTES = 512 * 1024 ** 2;
 
@@ -81,7 +82,10 @@ export class ResultCache {
     if (mode.kind === "none" || (mode.kind === "lru" && this.#entries.size > mode.entries)) {
       return true;
     }
-    return this.#bytes > MAX_CACHED_BYTES || (this.#bytes > 0 && freemem() < MIN_FREE_BYTES);
+    return (
+      this.#bytes > Math.min(MAX_CACHED_BYTES, memoryLimit() * MAX_CACHED_SHARE) ||
+      (this.#bytes > 0 && memoryLeft() < MIN_FREE_BYTES)
+    );
   }
 
   #trim(): void {
@@ -104,52 +108,65 @@ export interface SignatureOptions {
   readonly folders: EngineFolders;
 }
 
-function isChangeError(): string {
-  // NaN in ComfyUI: equal to nothing, so the node always runs.
+/** NaN in ComfyUI: equal to nothing, so the node always runs. */
+function unequalToAll(): string {
   return `changed ${crypto.randomUUID()}`;
+}
+
+class Signatures {
+  readonly known = new Map<string, string>();
+  readonly #options: SignatureOptions;
+  /** Nodes on the way from the first one; a node that needs itself has no signature. */
+  readonly #path = new Set<string>();
+
+  constructor(options: SignatureOptions) {
+    this.#options = options;
+  }
+
+  async of(id: string): Promise<string> {
+    const ready = this.known.get(id);
+    if (ready !== undefined || this.#path.has(id)) {
+      return ready ?? unequalToAll();
+    }
+    this.#path.add(id);
+    const text = (await this.#parts(id)).join("\0");
+    this.#path.delete(id);
+    const signature = new Bun.CryptoHasher("sha1").update(text).digest("hex");
+    this.known.set(id, signature);
+    return signature;
+  }
+
+  async #parts(id: string): Promise<string[]> {
+    const { prompt, registry, folders } = this.#options;
+    const node = prompt[id];
+    const className = isJsonObject(node) ? String(node["class_type"]) : "";
+    const inputs = isJsonObject(node) && isJsonObject(node["inputs"]) ? node["inputs"] : {};
+    const definition = registry.get(className);
+    const parts = [className, definition?.hidden?.includes("UNIQUE_ID") === true ? id : ""];
+    if (definition?.fingerprint !== undefined) {
+      parts.push(await definition.fingerprint(inputs, folders).catch(unequalToAll));
+    }
+    for (const name of Object.keys(inputs).sort()) {
+      parts.push(`${name}=${await this.#input(inputs[name] ?? null)}`);
+    }
+    return parts;
+  }
+
+  async #input(value: JsonValue): Promise<string> {
+    const link = linkOf(value);
+    return link === undefined || !Object.hasOwn(this.#options.prompt, link.nodeId)
+      ? stringifyJson(value)
+      : `<${await this.of(link.nodeId)}:${link.slot}>`;
+  }
 }
 
 /** Signatures of all nodes of a prompt: class, inputs, fingerprint of files, and the same of everything upstream. */
 export async function signaturesOf(
   options: SignatureOptions,
 ): Promise<ReadonlyMap<string, string>> {
-  const { prompt, registry, folders } = options;
-  const known = new Map<string, string>();
-
-  async function inputText(value: JsonValue, path: ReadonlySet<string>): Promise<string> {
-    const link = linkOf(value);
-    return link === undefined || !Object.hasOwn(prompt, link.nodeId)
-      ? stringifyJson(value)
-      : `<${await signature(link.nodeId, path)}:${link.slot}>`;
+  const signatures = new Signatures(options);
+  for (const id of Object.keys(options.prompt)) {
+    await signatures.of(id);
   }
-
-  async function signature(id: string, path: ReadonlySet<string>): Promise<string> {
-    const node = prompt[id];
-    const className = isJsonObject(node) ? String(node["class_type"]) : "";
-    const inputs = isJsonObject(node) && isJsonObject(node["inputs"]) ? node["inputs"] : {};
-    const ready = known.get(id);
-    if (ready !== undefined || path.has(id)) {
-      return ready ?? isChangeError();
-    }
-    const definition = registry.get(className);
-    const inside = new Set([...path, id]);
-    const parts: string[] = [className];
-    if (definition?.hidden?.includes("UNIQUE_ID") === true) {
-      parts.push(id);
-    }
-    if (definition?.fingerprint !== undefined) {
-      parts.push(await definition.fingerprint(inputs, folders).catch(isChangeError));
-    }
-    for (const name of Object.keys(inputs).sort()) {
-      parts.push(`${name}=${await inputText(inputs[name] ?? null, inside)}`);
-    }
-    const digest = new Bun.CryptoHasher("sha1").update(parts.join("\0")).digest("hex");
-    known.set(id, digest);
-    return digest;
-  }
-
-  for (const id of Object.keys(prompt)) {
-    await signature(id, new Set());
-  }
-  return known;
+  return signatures.known;
 }

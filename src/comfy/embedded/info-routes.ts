@@ -1,11 +1,11 @@
 /** Routes that tell about the engine: versions, node classes, model lists, folders. */
 import { readdirSync, statSync } from "node:fs";
-import { freemem, totalmem } from "node:os";
 import { extname, join, relative } from "node:path";
 import { categoryRow } from "../../models/categories.ts";
 import type { JsonObject } from "../../platform/json.ts";
 import type { EmbeddedEngine } from "./engine.ts";
 import type { EngineFolders, FileArea } from "./folders.ts";
+import { memoryLeft, memoryLimit } from "./memory.ts";
 import { nodeInfo } from "./nodes/registry.ts";
 import { bare, crash, json } from "./replies.ts";
 import { readSafetensorsHeader } from "./safetensors.ts";
@@ -14,7 +14,7 @@ import { readSafetensorsHeader } from "./safetensors.ts";
 export function systemStats(engine: EmbeddedEngine, argv: readonly string[]): Response {
   const { compat } = engine.settings;
   const isNew = compat === "0.33.0";
-  const [total, free] = [totalmem(), freemem()];
+  const [total, free] = [memoryLimit(), memoryLeft()];
   const newOs = process.platform === "darwin" ? "darwin" : process.platform;
   return json({
     system: {

@@ -1,7 +1,7 @@
 /** What travels along the links between nodes: pictures, masks, models and plain values. */
-import { freemem, totalmem } from "node:os";
 import type { JsonValue } from "../../platform/json.ts";
 import type { CompactNetwork } from "./compact.ts";
+import { memoryLeft, memoryLimit } from "./memory.ts";
 import { NodeError } from "./node-error.ts";
 
 const BYTES_PER_FLOAT = 4;
@@ -137,7 +137,7 @@ export function isPlain(value: NodeValue | undefined): value is JsonValue {
 /** Numbers set to zero; refuses what this machine can't hold, as PyTorch does, instead of being killed. */
 export function allocate(count: number): Float32Array {
   const bytes = count * BYTES_PER_FLOAT;
-  if (bytes > Math.max(totalmem() * MEMORY_SHARE, 0) || bytes > freemem()) {
+  if (bytes > UNCHECKED_BYTES && bytes > Math.min(memoryLimit() * MEMORY_SHARE, memoryLeft())) {
     throw outOfMemory(bytes);
   }
   try {
@@ -153,6 +153,9 @@ function outOfMemory(bytes: number): NodeError {
     `[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate ${bytes} bytes. Error code 12 (Cannot allocate memory)`,
   );
 }
+
+/** Smaller pictures aren't worth a look at the memory. */
+const UNCHECKED_BYTES = 16 * 1024 ** 2;
 
 /** Bytes that a value holds on to, for the cache's budget. */
 export function bytesOf(value: NodeValue): number {
