@@ -52,7 +52,12 @@ function run(command, args, cwd, what) {
   const done = spawnSync(command, args, {
     cwd,
     stdio: ["ignore", 2, 2],
-    env: { ...process.env, npm_config_loglevel: "error", npm_config_update_notifier: "false", NODE_ENV: "" },
+    env: {
+      ...process.env,
+      npm_config_loglevel: "error",
+      npm_config_update_notifier: "false",
+      NODE_ENV: "",
+    },
     shell: process.platform === "win32",
   });
   if (done.status !== 0) {

@@ -51,7 +51,7 @@ afterEach(() => {
 
 function child(url = server.url(PATH)): Bun.Subprocess<"ignore", "pipe", "pipe"> {
   const script = join(import.meta.dir, "../support/install-child.ts");
-  return Bun.spawn(["bun", script, dir.path, url, SHA, destination], {
+  return Bun.spawn([process.execPath, script, dir.path, url, SHA, destination], {
     stdout: "pipe",
     stderr: "pipe",
   });

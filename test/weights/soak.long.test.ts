@@ -21,7 +21,7 @@ test("D33: fifty SIGKILLs at random moments, each followed by a start that goes 
   let kept = 0;
   for (let round = 0; round < 50; round += 1) {
     const running = Bun.spawn(
-      ["bun", CHILD, dir.path, server.url("/w.safetensors"), hash, destination],
+      [process.execPath, CHILD, dir.path, server.url("/w.safetensors"), hash, destination],
       { stdout: "pipe" },
     );
     await running.stdout.getReader().read();
@@ -54,9 +54,12 @@ test("D33: twenty SIGKILLs while a tar comes in and is unpacked", async () => {
   using dir = tempDir();
   const folder = dir.join("checkpoints");
   for (let round = 0; round < 20; round += 1) {
-    const running = Bun.spawn(["bun", CHILD, dir.path, server.url("/w.tar"), hash, folder], {
-      stdout: "pipe",
-    });
+    const running = Bun.spawn(
+      [process.execPath, CHILD, dir.path, server.url("/w.tar"), hash, folder],
+      {
+        stdout: "pipe",
+      },
+    );
     await running.stdout.getReader().read();
     await Bun.sleep(Math.random() * 400);
     running.kill("SIGKILL");

@@ -162,7 +162,7 @@ import type { PartialFile, VerifiedFile } from "${root}/src/weights/verify.ts";
       }),
     });
     const compiler = Bun.spawn(
-      ["bun", "x", "tsc", "--noEmit", "--pretty", "false", "-p", dir.path],
+      [process.execPath, "x", "tsc", "--noEmit", "--pretty", "false", "-p", dir.path],
       {
         cwd: root,
         stdout: "pipe",
