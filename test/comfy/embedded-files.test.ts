@@ -170,6 +170,7 @@ describe("SaveImage", () => {
   test.each([
     ["deep/er/name", ["deep/er|name_00001_.png"]],
     ["%width%x%height%", ["|20x10_00001_.png"]],
+    ["%constructor%", ["|%constructor%_00001_.png"]],
     ["%date:yyyy%", ["|%date:yyyy%_00001_.png"]],
     ["a/../b", ["|b_00001_.png"]],
     ["back\\slash", ["|back\\slash_00001_.png"]],

@@ -1,7 +1,10 @@
 /** What the embedded engine refuses before and while it runs, beyond what the recordings show. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
-import { typesMatch } from "../../src/comfy/embedded/validate.ts";
+import fc from "fast-check";
+import { EngineFolders } from "../../src/comfy/embedded/folders.ts";
+import { createRegistry } from "../../src/comfy/embedded/nodes/registry.ts";
+import { PromptCrash, typesMatch, validatePrompt } from "../../src/comfy/embedded/validate.ts";
 import type { Json, TestGraph } from "../support/embedded.ts";
 import { promptOf, TestEngine } from "../support/embedded.ts";
 import { safetensors } from "../support/safetensors.ts";
@@ -259,6 +262,70 @@ describe("model files", () => {
     expect(type).toBe("cog_comfyui.EmbeddedEngineError");
     expect(message).toStartWith(beginning);
     expect(message).toContain("COMFYUI_PATH");
+  });
+});
+
+describe("arbitrary JSON", () => {
+  const value = fc.oneof(
+    fc.constantFrom<Json>("1", "2", "EmptyImage", null, true, -1, 1e99, [], {}),
+    fc.tuple(
+      fc.constantFrom<Json>("1", "2", "3", "9", 1, "__proto__"),
+      fc.integer({ min: -3, max: 3 }),
+    ),
+    fc.array(fc.integer(), { maxLength: 3 }),
+    fc.string(),
+  );
+  const inputName = fc.constantFrom(
+    "image",
+    "images",
+    "width",
+    "height",
+    "color",
+    "source",
+    "value",
+  );
+  const className = fc.constantFrom<Json>(
+    "EmptyImage",
+    "ImageInvert",
+    "PreviewAny",
+    "PreviewImage",
+    "LoadImage",
+    7,
+  );
+  const node = fc.oneof(
+    fc.record(
+      { class_type: className, inputs: fc.dictionary(inputName, value) },
+      { noNullPrototype: true },
+    ),
+    value,
+  );
+  const prompt = fc.dictionary(fc.constantFrom("1", "2", "3", "__proto__"), node, {
+    noNullPrototype: true,
+  });
+
+  test("as a prompt is accepted, refused with a reason, or a crash that ComfyUI has too", () => {
+    const folders = new EngineFolders({
+      input: engine.dir.join("input"),
+      output: engine.dir.join("output"),
+      temp: engine.dir.join("temp"),
+      modelsDir: engine.dir.join("models"),
+      extraModelPaths: [],
+    });
+    fc.assert(
+      fc.property(prompt, fc.constantFrom("0.33.0", "0.3.64"), (graph, compat) => {
+        try {
+          const verdict = validatePrompt(graph, {
+            registry: createRegistry(compat),
+            folders,
+            compat,
+          });
+          expect(verdict.error === undefined).toBe(verdict.outputs.length > 0);
+        } catch (error) {
+          expect(error).toBeInstanceOf(PromptCrash);
+        }
+      }),
+      { numRuns: 500 },
+    );
   });
 });
 

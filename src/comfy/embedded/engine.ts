@@ -148,7 +148,7 @@ export class EmbeddedEngine {
   /** Forgets cached results: at once, or after the running prompt. */
   free(): void {
     if (this.queue.running === undefined) {
-      this.#cache.clear();
+      this.#forget();
     } else {
       this.#freeMemory = true;
     }
@@ -159,6 +159,12 @@ export class EmbeddedEngine {
     this.interrupt();
     this.hub.closeAll();
     await this.#loop;
+  }
+
+  #forget(): void {
+    this.#cache.clear();
+    // Somebody needs the memory now, not at the next collection.
+    Bun.gc(true);
   }
 
   #numberFor(body: JsonObject): number {
@@ -206,7 +212,7 @@ export class EmbeddedEngine {
       log.info(`Prompt executed in ${((performance.now() - started) / 1000).toFixed(2)} seconds`);
       if (this.#freeMemory) {
         this.#freeMemory = false;
-        this.#cache.clear();
+        this.#forget();
       }
     }
   }

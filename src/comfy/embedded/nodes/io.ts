@@ -147,17 +147,17 @@ export interface SavePlace {
 function expandPrefix(prefix: string, size: { width: number; height: number }): string {
   const now = new Date();
   const two = (value: number) => String(value).padStart(2, "0");
-  const words: Readonly<Record<string, string>> = {
-    width: String(size.width),
-    height: String(size.height),
-    year: String(now.getFullYear()),
-    month: two(now.getMonth() + 1),
-    day: two(now.getDate()),
-    hour: two(now.getHours()),
-    minute: two(now.getMinutes()),
-    second: two(now.getSeconds()),
-  };
-  return prefix.replace(/%(\w+)%/g, (whole, word) => words[word] ?? whole);
+  const words = new Map([
+    ["width", String(size.width)],
+    ["height", String(size.height)],
+    ["year", String(now.getFullYear())],
+    ["month", two(now.getMonth() + 1)],
+    ["day", two(now.getDate())],
+    ["hour", two(now.getHours())],
+    ["minute", two(now.getMinutes())],
+    ["second", two(now.getSeconds())],
+  ]);
+  return prefix.replace(/%(\w+)%/g, (whole, word) => words.get(word) ?? whole);
 }
 
 /**
