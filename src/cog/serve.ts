@@ -47,6 +47,8 @@ export type ServeConfig = Pick<
 export interface ServeTimings {
   /** How long running predictions may go on after a stop was asked for. */
   readonly shutdownGraceMs?: number | undefined;
+  /** How long their last webhooks may take after that; the retry schedule itself takes minutes. */
+  readonly webhookGraceMs?: number | undefined;
   readonly webhookRetryDelaysMs?: readonly number[] | undefined;
   readonly webhookTimeoutMs?: number | undefined;
   readonly uploadTimeoutMs?: number | undefined;
@@ -84,6 +86,7 @@ export interface CogServer {
 }
 
 const DEFAULT_SHUTDOWN_GRACE_MS = 600_000;
+const DEFAULT_WEBHOOK_GRACE_MS = 15_000;
 /** Answers written just before the end must reach their clients. */
 const FLUSH_MS = 2_000;
 /** Far above the protocol's limit, which is enforced with its own text while reading. */
@@ -96,7 +99,7 @@ const READINESS_FILE = "/var/run/cog/ready";
  * @throws ConfigError PORT_IN_USE, PATH_UNWRITABLE (a port that needs privileges)
  */
 export function serveCog(options: ServeOptions): Promise<CogServer> {
-  return Promise.resolve(new RunningServer(options));
+  return Promise.try(() => new RunningServer(options));
 }
 
 class RunningServer implements CogServer {
@@ -171,7 +174,10 @@ class RunningServer implements CogServer {
     this.#orphan[Symbol.dispose]();
     try {
       void this.#server.stop(false);
-      await this.service.drain(timings?.shutdownGraceMs ?? DEFAULT_SHUTDOWN_GRACE_MS);
+      await this.service.drain(
+        timings?.shutdownGraceMs ?? DEFAULT_SHUTDOWN_GRACE_MS,
+        timings?.webhookGraceMs ?? DEFAULT_WEBHOOK_GRACE_MS,
+      );
       await this.#flushed();
       await this.#server.stop(true);
       await this.service.dispose();

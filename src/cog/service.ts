@@ -201,18 +201,15 @@ export class Service {
 
   /**
    * Lets running predictions finish, the asynchronous ones too, at most `graceMs`; then cancels them. Their last
-   * webhooks are delivered within what is left of the grace. No new prediction is accepted from here on.
+   * webhooks get `webhookGraceMs` more. No new prediction is accepted from here on.
    */
-  async drain(graceMs: number): Promise<void> {
+  async drain(graceMs: number, webhookGraceMs: number): Promise<void> {
     this.#isDraining = true;
-    const until = performance.now() + graceMs;
     this.#stop.abort();
     await atMost(this.#allRuns(), graceMs);
-    for (const prediction of this.#byId.values()) {
-      prediction.cancel();
-    }
+    this.cancelAll();
     await atMost(this.#allRuns(), CANCEL_WAIT_MS);
-    await this.#options.webhooks.drain(Math.max(0, until - performance.now()));
+    await this.#options.webhooks.drain(webhookGraceMs);
   }
 
   /** Cancels everything that runs. */
@@ -336,7 +333,7 @@ export class Service {
       outcome = { status: "succeeded", output };
     } catch (error) {
       outcome = { status: "failed", error: masked(textOf(error), job.request.secrets) };
-      this.#logFailure(prediction, error, outcome.error);
+      this.#logFailure(prediction, error, job.request.secrets);
     } finally {
       slot[Symbol.dispose]();
       if (this.#byId.get(prediction.id) === prediction) {
@@ -347,13 +344,16 @@ export class Service {
     logger.info(`Prediction ${prediction.status}`, { prediction_id: prediction.id });
   }
 
-  #logFailure(prediction: Prediction, error: unknown, text: string): void {
+  #logFailure(prediction: Prediction, error: unknown, secrets: readonly string[]): void {
     if (prediction.isCancelled || isAbort(error)) {
       return;
     }
     // A stack is for bugs; our own errors say what happened in words.
     const stack = error instanceof AppError ? undefined : stackOf(error);
-    this.#options.logger.error(text, { prediction_id: prediction.id, stack });
+    this.#options.logger.error(masked(textOf(error), secrets), {
+      prediction_id: prediction.id,
+      stack: stack === undefined ? undefined : masked(stack, secrets),
+    });
   }
 
   /** `pred_` and the time in nanoseconds, in hexadecimal; unique within the process. */

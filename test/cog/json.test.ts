@@ -24,7 +24,8 @@ describe("reading", () => {
   test("gives what JSON.parse gives for every document", () => {
     fc.assert(
       fc.property(fc.json({ maxDepth: 6 }), (text) => {
-        expect(read(text)).toEqual(JSON.parse(text));
+        const ours = writeJson(read(text));
+        expect(JSON.parse(ours)).toEqual(JSON.parse(text));
       }),
     );
   });
@@ -58,8 +59,10 @@ describe("reading", () => {
         } catch {
           isJson = false;
         }
-        const isStricter = /out of range|hex escape/.test(message);
-        expect(message === "accepted" || isStricter).toBe(isJson);
+        // What JSON.parse takes and Cog does not may come before a mistake of either.
+        if (!/out of range|hex escape/.test(message)) {
+          expect(message === "accepted").toBe(isJson);
+        }
       }),
       { numRuns: 2_000 },
     );

@@ -13,13 +13,16 @@ const MAIN = join(import.meta.dir, "cog-twin-main.ts");
 export async function startChild(
   flags: readonly string[],
   env: Readonly<Record<string, string>> = {},
+  options: { readonly wait?: boolean } = {},
 ): Promise<Child> {
   const child = Bun.spawn([process.execPath, MAIN, "--host", "127.0.0.1", ...flags], {
     env: { PATH: process.env["PATH"] ?? "", PORT: "0", ALLOW_PRIVATE_NETWORK: "1", ...env },
     stdio: ["ignore", "pipe", "ignore"],
   });
   const port = await firstLine(child.stdout);
-  await untilNot(port, "STARTING");
+  if (options.wait !== false) {
+    await untilNot(port, "STARTING");
+  }
   return {
     port,
     pid: child.pid,

@@ -28,7 +28,7 @@ export async function startTwin(options: TestServerOptions = {}): Promise<TestSe
     handleSignals: false,
     ...serve,
     flags: { host: "127.0.0.1", ...serve?.flags },
-    timings: { shutdownGraceMs: 2_000, ...serve?.timings },
+    timings: { shutdownGraceMs: 2_000, webhookGraceMs: 500, ...serve?.timings },
   });
   if (wait !== false) {
     await server.service.settled();
