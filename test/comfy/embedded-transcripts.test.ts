@@ -196,11 +196,40 @@ function requestOf(step: Step): RequestInit {
 const INCOMPARABLE =
   /^\/(?:extensions|system_stats|node_replacements|object_info\/(?:SaveVideo|KSampler)$|experiment\/models|internal\/(?:folder_paths|files))/;
 
+/** A PNG file in the words of the recordings, without the lengths of what was packed. */
+function describePng(bytes: Uint8Array): Json {
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  const chunks: Json[] = [];
+  for (let at = 8; at < bytes.length; at += 12 + view.getUint32(at)) {
+    const body = bytes.subarray(at + 8, at + 8 + view.getUint32(at));
+    const type = Buffer.from(bytes.subarray(at + 4, at + 8)).toString();
+    const [keyword, text] = Buffer.from(body).toString("latin1").split("\0");
+    chunks.push(type === "tEXt" ? { type, keyword, text } : { type });
+  }
+  return {
+    width: view.getUint32(16),
+    height: view.getUint32(20),
+    bit_depth: bytes[24],
+    color_type: bytes[25],
+    chunks,
+  };
+}
+
+function recordedPng({ chunks, ...rest }: Json): Json {
+  return {
+    ...rest,
+    chunks: chunks.map(({ type, keyword, text }: Json) =>
+      keyword === undefined ? { type } : { type, keyword, text },
+    ),
+  };
+}
+
 async function compareHttp(engine: TestEngine, step: Step): Promise<void> {
   const path: string = step["path"];
   const response = await engine.request(path, requestOf(step));
   const what = `${step["method"]} ${path} ${step["note"] ?? ""}`;
-  const text = await response.text();
+  const bytes = await response.bytes();
+  const text = new TextDecoder().decode(bytes);
   expect(`${what}: ${response.status}`).toBe(`${what}: ${step["status"]}`);
   if (INCOMPARABLE.test(path)) {
     return;
@@ -209,6 +238,9 @@ async function compareHttp(engine: TestEngine, step: Step): Promise<void> {
     expect(normal(JSON.parse(text))).toEqual(normal(step["response_json"]));
   } else if (step["response_text"] !== undefined) {
     expect(text).toBe(step["response_text"]);
+  }
+  if (step["response_binary"]?.png !== undefined) {
+    expect(describePng(bytes)).toEqual(recordedPng(step["response_binary"].png));
   }
   const headers = step["response_headers"] ?? {};
   for (const name of ["content-type", "content-disposition", "x-content-type-options"]) {
