@@ -117,6 +117,7 @@ async function childBare(url: string, out: string, connections: number): Promise
     frontier: new Frontier(),
     onBytes: () => undefined,
     digest: false,
+    lasting: false,
   });
   await Bun.write(`${out}.path`, folder.dataPath);
   folder[Symbol.dispose]();

@@ -48,11 +48,23 @@ export interface UnpackedFile {
   readonly sha256: string | undefined;
 }
 
+/** Accompanies a file while it is written (a digest elsewhere, an early flush). */
+export interface FileFollower {
+  /** Everything before `position` is written. */
+  advance(position: number): void;
+  /** The file is whole and still open. The SHA-256, where the follower makes one. */
+  end(): Promise<string | undefined>;
+  /** It won't become whole. */
+  cancel(): void;
+}
+
 export interface UnpackOptions {
   readonly limits?: Partial<ArchiveLimits> | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Digest every file while it is written. */
   readonly hash?: boolean | undefined;
+  /** Called with the absolute path of each file that begins; takes the place of `hash`. */
+  readonly follow?: ((path: string) => FileFollower) | undefined;
   /** How messages name the archive. */
   readonly label?: string | undefined;
   readonly onBytes?: ((unpackedBytes: number) => void) | undefined;
@@ -152,6 +164,17 @@ function truncated(what: string, label = "The archive", cause?: unknown): Downlo
   });
 }
 
+/** Digests in this thread, or does nothing. */
+function hashing(on: boolean): FileFollower & { readonly see?: (chunk: Uint8Array) => void } {
+  const hasher = on ? new Bun.CryptoHasher("sha256") : undefined;
+  return {
+    advance: () => undefined,
+    cancel: () => undefined,
+    end: () => Promise.resolve(hasher?.digest("hex")),
+    ...(hasher === undefined ? {} : { see: (chunk: Uint8Array) => void hasher.update(chunk) }),
+  };
+}
+
 /** What an archive has put into its root so far, and the rules for what may come. */
 class Unpacking {
   readonly root: string;
@@ -208,28 +231,39 @@ class Unpacking {
       this.#checkTotal(this.#totalBytes + declared);
     }
     const target = joinInside(this.root, path);
-    const hasher = this.#options.hash === true ? new Bun.CryptoHasher("sha256") : undefined;
-    let position = 0;
     const fd = this.#create(target);
+    const follower = this.#options.follow?.(target) ?? hashing(this.#options.hash === true);
     try {
-      for await (const chunk of body) {
-        this.#options.signal?.throwIfAborted();
-        this.#totalBytes += chunk.byteLength;
-        this.#checkTotal(this.#totalBytes);
-        writeFully(fd, chunk, position);
-        hasher?.update(chunk);
-        position += chunk.byteLength;
-        this.#options.onBytes?.(this.#totalBytes);
+      const sizeBytes = await this.#write(fd, body, follower);
+      if (declared !== undefined && sizeBytes !== declared) {
+        throw truncated(`ends inside of ${quote(path)}`, this.label);
       }
+      this.files.push({ path, sizeBytes, sha256: await follower.end() });
     } catch (error) {
+      follower.cancel();
       throw this.translate(error, target);
     } finally {
       closeSync(fd);
     }
-    if (declared !== undefined && position !== declared) {
-      throw truncated(`ends inside of ${quote(path)}`, this.label);
+  }
+
+  async #write(
+    fd: number,
+    body: AsyncIterable<Uint8Array>,
+    follower: FileFollower & { readonly see?: (chunk: Uint8Array) => void },
+  ): Promise<number> {
+    let position = 0;
+    for await (const chunk of body) {
+      this.#options.signal?.throwIfAborted();
+      this.#totalBytes += chunk.byteLength;
+      this.#checkTotal(this.#totalBytes);
+      writeFully(fd, chunk, position);
+      position += chunk.byteLength;
+      follower.see?.(chunk);
+      follower.advance(position);
+      this.#options.onBytes?.(this.#totalBytes);
     }
-    this.files.push({ path, sizeBytes: position, sha256: hasher?.digest("hex") });
+    return position;
   }
 
   /** Makes links into files, now that everything they may point at is there. */

@@ -3,7 +3,7 @@
  * connections replaced, signatures renewed, every answer checked against the probe. Where a server can't do ranges,
  * one body from its start. Ends with all bytes on disk and their digest, or with the reason why not.
  */
-import { closeSync, fdatasync, ftruncateSync, openSync } from "node:fs";
+import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { fileError, freeSpace, noSpace, readFully, writeFully } from "../platform/files.ts";
 import { reserve } from "../platform/native.ts";
@@ -24,6 +24,7 @@ import type { Road, RoadAnswer } from "./transport.ts";
 import { networkError } from "./transport.ts";
 import type { Tuning } from "./tuning.ts";
 import type { PartialFile } from "./verify.ts";
+import { Writeback } from "./writeback.ts";
 
 export interface DownloadContext {
   readonly road: Road;
@@ -37,6 +38,8 @@ export interface DownloadContext {
   readonly onBytes: (doneBytes: number) => void;
   /** False when nobody needs the digest (the inside of an archive is what counts). */
   readonly digest: boolean;
+  /** False when the file itself is thrown away in the end: it need not reach the disk. */
+  readonly lasting: boolean;
 }
 
 /** What a journal must know of an object to go on with it. */
@@ -133,8 +136,6 @@ const IDLE_POLL_MS = 50;
 /** A rise under this share of the rate is noise. */
 const RAMP_GAIN = 1.05;
 const HEARTBEAT_MS = 5000;
-/** Enough for the disk to write in long runs, little enough to be done soon after the last byte. */
-const WRITEBACK_BYTES = 64 * 1024 * 1024;
 /** No more connections this soon after a fault. */
 const CALM_MS = 2000;
 
@@ -146,7 +147,7 @@ class RangedDownload {
   readonly #queue: SegmentQueue;
   readonly #ledger: ChunkLedger;
   readonly #connections = new Set<Connection>();
-  readonly #writeback: Writeback;
+  readonly #writeback: Writeback | undefined;
   readonly #stop = new AbortController();
   #target: number;
   #workers = 0;
@@ -175,7 +176,7 @@ class RangedDownload {
     this.#sizeBytes = sizeBytes;
     this.#folder = folder;
     this.#context = context;
-    this.#writeback = new Writeback(folder.fd);
+    this.#writeback = context.lasting ? new Writeback(folder.fd) : undefined;
     const done = new Set(folder.done.keys());
     this.#queue = new SegmentQueue(gaps(sizeBytes, folder.chunkBytes, done));
     this.#ledger = new ChunkLedger({
@@ -217,7 +218,7 @@ class RangedDownload {
       clearInterval(ticking);
       clearTimeout(deadline);
       signal.removeEventListener("abort", cancel);
-      await this.#writeback.settle();
+      await this.#writeback?.settle();
     }
     if (this.#failure !== undefined) {
       throw this.#failure;
@@ -406,7 +407,7 @@ class RangedDownload {
     }
     this.#ledger.wrote(segment.next, part);
     segment.next += part.byteLength;
-    this.#writeback.note(this.#ledger.coveredBytes);
+    this.#writeback?.note(this.#ledger.coveredBytes);
     this.#context.onBytes(this.#ledger.coveredBytes);
   }
 
@@ -605,36 +606,6 @@ class RangedDownload {
     const isSick = this.#peakRate > rate * SICK_FACTOR;
     const isCrawling = rate < this.#context.tuning.slowBytesPerSecond;
     return isLong && isSick && (isCrawling || this.#queue.pendingBytes === 0);
-  }
-}
-
-/**
- * Has the kernel write out what came in while more comes in, so that the flush before publishing finds little left. Off
- * this thread, one at a time; its errors are found by the flush that counts.
- */
-class Writeback {
-  readonly #fd: number;
-  #syncedBytes = 0;
-  #running: Promise<void> | undefined;
-
-  constructor(fd: number) {
-    this.#fd = fd;
-  }
-
-  note(bytes: number): void {
-    if (this.#running === undefined && bytes - this.#syncedBytes >= WRITEBACK_BYTES) {
-      this.#syncedBytes = bytes;
-      this.#running = new Promise<void>((resolve) => fdatasync(this.#fd, () => resolve())).finally(
-        () => {
-          this.#running = undefined;
-        },
-      );
-    }
-  }
-
-  /** Before the file is closed: a late call must not hit another file under the same number. */
-  async settle(): Promise<void> {
-    await this.#running;
   }
 }
 

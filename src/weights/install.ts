@@ -193,6 +193,15 @@ export class Installer {
     return plan;
   }
 
+  /** What a job's first source that answers says of itself. One small request. @throws DownloadError */
+  async look(
+    job: InstallJob,
+    options: InstallOptions = {},
+  ): Promise<[WeightSource, Representation]> {
+    requireTrustworthy(job);
+    return await this.#probeJob(job, this.#roadFor(options), options.signal);
+  }
+
   /**
    * Brings every job's file. What is there already and whole is left alone.
    * @throws WeightError, DownloadError of the first failure; nothing unverified is ever visible
@@ -280,7 +289,11 @@ export class Installer {
     progress.phase("downloading", found.sizeBytes);
     try {
       const context = this.#downloadContext(run, source, new Frontier(), signal);
-      const { path, sizeBytes } = await download(found, folder, { ...context, digest: false });
+      const { path, sizeBytes } = await download(found, folder, {
+        ...context,
+        digest: false,
+        lasting: false,
+      });
       return { path, sizeBytes, identity, remove: () => folder.remove() };
     } catch (error) {
       folder[Symbol.dispose]();
@@ -556,7 +569,7 @@ export class Installer {
   ): Promise<InstalledWeight> {
     const { job, signal, progress } = run;
     const context = this.#downloadContext(run, source, new Frontier(), signal);
-    const partial = await download(found, folder, { ...context, digest: true });
+    const partial = await download(found, folder, { ...context, digest: true, lasting: true });
     progress.phase("verifying");
     const expected = expectationOf(job, source, found);
     const verified = await verify(partial, expected, signal);
@@ -581,7 +594,11 @@ export class Installer {
     const frontier = new Frontier();
     const sha256 = statedSha256(source) ?? found.sha256;
     const context = this.#downloadContext(run, source, frontier, ending.signal);
-    const downloading = download(found, folder, { ...context, digest: sha256 !== undefined });
+    const downloading = download(found, folder, {
+      ...context,
+      digest: sha256 !== undefined,
+      lasting: false,
+    });
     const unpackJob = {
       dataPath: folder.dataPath,
       frontier,
@@ -589,6 +606,7 @@ export class Installer {
       label: job.name,
       sizeBytes: found.sizeBytes,
       reserveBytes: this.#options.minFreeBytes ?? 0,
+      digest: job.sha256 !== undefined,
       signal: ending.signal,
     };
     const unpacking = unpackBehind(unpackJob);
@@ -655,7 +673,7 @@ export class Installer {
     const onOccupied = (path: string): Occupied =>
       inspect(path).ok || !(run.repair || isOurs(root, path)) ? "keep" : "set_aside";
     const { published, kept } = publishTree(tree, job.destination, onOccupied);
-    await requireSame(job.destination, files, kept);
+    await requireSame({ from: treePath, to: job.destination }, files, kept);
     for (const file of files.filter((one) => published.includes(one.path))) {
       this.#remember(job, join(job.destination, file.path), file, from);
     }
@@ -729,15 +747,16 @@ function sum(files: readonly { readonly sizeBytes: number }[]): number {
 
 /** Files that were left because something lies there must be the same files. @throws DownloadError CONFLICT */
 async function requireSame(
-  destination: string,
+  { from, to }: { readonly from: string; readonly to: string },
   files: readonly UnpackedFile[],
   kept: readonly string[],
 ): Promise<void> {
   for (const path of kept) {
     const file = files.find((one) => one.path === path);
-    const there = join(destination, path);
+    const there = join(to, path);
     const isSame =
-      fileAt(there)?.size === file?.sizeBytes && (await digestOf(there)) === file?.sha256;
+      fileAt(there)?.size === file?.sizeBytes &&
+      (await digestOf(there)) === (file?.sha256 ?? (await digestOf(join(from, path))));
     if (!isSame) {
       throw conflict(there, file?.sizeBytes);
     }

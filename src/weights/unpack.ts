@@ -4,13 +4,14 @@
  */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
-import type { ArchiveLimits, UnpackedFile } from "../platform/archive.ts";
+import type { ArchiveLimits, FileFollower, UnpackedFile } from "../platform/archive.ts";
 import { sniffArchive, unpackArchive, unpackTar } from "../platform/archive.ts";
-import { DownloadError } from "../platform/errors.ts";
+import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { freeSpace, readFully } from "../platform/files.ts";
-import type { Frontier } from "./frontier.ts";
-import { followFile } from "./frontier.ts";
+import { digestBehind, digestOf } from "./digest.ts";
+import { Frontier, followFile } from "./frontier.ts";
 import type { TreeExpectation } from "./verify.ts";
+import { Writeback } from "./writeback.ts";
 
 export interface UnpackJob {
   /** The archive, growing. */
@@ -21,10 +22,14 @@ export interface UnpackJob {
   readonly label: string;
   readonly sizeBytes: number | undefined;
   readonly reserveBytes: number;
+  /** Whether anybody will compare the digests of the files. */
+  readonly digest: boolean;
   readonly signal: AbortSignal;
 }
 
 const SNIFF_BYTES = 512;
+/** A member shorter than this is digested when it is whole. */
+const FOLLOW_STEP_BYTES = 4 * 1024 * 1024;
 /** Weights hardly compress: a tar that grows more than this many times is a bomb. */
 const MAX_RATIO = 20;
 /** Text compresses better than weights; small archives may be mostly text. */
@@ -37,7 +42,7 @@ export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFil
   const options = {
     label: job.label,
     signal: job.signal,
-    hash: true,
+    follow: (path: string) => new MemberFollower(path, job.digest),
     limits: byteLimits(job),
   };
   if ((await firstKind(job)) === "tar") {
@@ -53,6 +58,63 @@ function byteLimits(job: UnpackJob): Pick<ArchiveLimits, "maxTotalBytes" | "spac
     spaceBytes: Math.max(0, freeSpace(job.treePath).freeBytes - job.reserveBytes),
     maxTotalBytes: Math.max(ALWAYS_ALLOWED_BYTES, (job.sizeBytes ?? 0) * MAX_RATIO),
   };
+}
+
+/** Digests and flushes a large member behind its writer, in other threads. */
+class MemberFollower implements FileFollower {
+  readonly #path: string;
+  readonly #frontier = new Frontier();
+  readonly #digest: boolean;
+  #digesting: Promise<string> | undefined;
+  #fd: number | undefined;
+  #writeback: Writeback | undefined;
+
+  constructor(path: string, digest: boolean) {
+    this.#path = path;
+    this.#digest = digest;
+  }
+
+  advance(position: number): void {
+    // Most members are small: threads and descriptors are for the large ones.
+    if (position - this.#frontier.position < FOLLOW_STEP_BYTES) {
+      return;
+    }
+    this.#frontier.advance(position);
+    if (this.#digest && this.#digesting === undefined) {
+      this.#digesting = digestBehind(this.#path, this.#frontier, Number.POSITIVE_INFINITY);
+      this.#digesting.catch(() => undefined);
+    }
+    this.#fd ??= openSync(this.#path, "r");
+    this.#writeback ??= new Writeback(this.#fd);
+    this.#writeback.note(position);
+  }
+
+  async end(): Promise<string | undefined> {
+    try {
+      if (!this.#digest) {
+        return undefined;
+      }
+      this.#frontier.advance(Bun.file(this.#path).size);
+      this.#frontier.end();
+      return await (this.#digesting ?? digestOf(this.#path));
+    } finally {
+      await this.#close();
+    }
+  }
+
+  cancel(): void {
+    this.#frontier.fail(new CanceledError("Unpacking was called off"));
+    this.#close().catch(() => undefined);
+  }
+
+  async #close(): Promise<void> {
+    const fd = this.#fd;
+    this.#fd = undefined;
+    await this.#writeback?.settle();
+    if (fd !== undefined) {
+      closeSync(fd);
+    }
+  }
 }
 
 async function firstKind(job: UnpackJob): Promise<ReturnType<typeof sniffArchive>> {
