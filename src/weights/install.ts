@@ -51,7 +51,7 @@ import type { Occupied } from "./publish.ts";
 import { conflict, publish, publishTree } from "./publish.ts";
 import { isOurs, remember } from "./records.ts";
 import type { S3Settings, SourceSettings } from "./sources.ts";
-import { addressOf, looksLikeArchive, sourceLabel } from "./sources.ts";
+import { addressOf, looksLikeArchive, pinned, sourceLabel } from "./sources.ts";
 import type { Transport } from "./transport.ts";
 import { FetchTransport, GuardedTransport, Road } from "./transport.ts";
 import type { Tuning } from "./tuning.ts";
@@ -288,7 +288,7 @@ export class Installer {
     }
     progress.phase("downloading", found.sizeBytes);
     try {
-      const context = this.#downloadContext(run, source, new Frontier(), signal);
+      const context = this.#downloadContext(run, found, new Frontier(), signal);
       const { path, sizeBytes } = await download(found, folder, {
         ...context,
         digest: false,
@@ -495,7 +495,11 @@ export class Installer {
         : await this.#bringFile(run, source, found, opened);
       keep = false;
       progress.phase("done");
-      return result;
+      return {
+        ...result,
+        ...(found.etag === undefined ? {} : { etag: found.etag }),
+        ...(found.commit === undefined ? {} : { revision: found.commit }),
+      };
     } catch (error) {
       keep = !(error instanceof AppError && WORTHLESS_CODES.has(error.code));
       throw error;
@@ -549,14 +553,15 @@ export class Installer {
     }
   }
 
-  #downloadContext(run: Run, source: WeightSource, frontier: Frontier, signal: AbortSignal) {
+  #downloadContext(run: Run, found: Representation, frontier: Frontier, signal: AbortSignal) {
+    const { source } = found.address;
     return {
       road: run.road,
       budget: this.#budget,
       tuning: this.#tuning,
       signal,
       frontier,
-      readdress: () => addressOf(source, this.#sourceSettings(run.road)),
+      readdress: () => pinned(addressOf(source, this.#sourceSettings(run.road)), found.commit),
       onBytes: (bytes: number) => run.progress.bytes(bytes),
     };
   }
@@ -568,7 +573,7 @@ export class Installer {
     folder: PartialFolder,
   ): Promise<InstalledWeight> {
     const { job, signal, progress } = run;
-    const context = this.#downloadContext(run, source, new Frontier(), signal);
+    const context = this.#downloadContext(run, found, new Frontier(), signal);
     const partial = await download(found, folder, { ...context, digest: true, lasting: true });
     progress.phase("verifying");
     const expected = expectationOf(job, source, found);
@@ -593,7 +598,7 @@ export class Installer {
     run.signal.addEventListener("abort", cancel, { once: true });
     const frontier = new Frontier();
     const sha256 = statedSha256(source) ?? found.sha256;
-    const context = this.#downloadContext(run, source, frontier, ending.signal);
+    const context = this.#downloadContext(run, found, frontier, ending.signal);
     const downloading = download(found, folder, {
       ...context,
       digest: sha256 !== undefined,

@@ -50,6 +50,10 @@ export interface InstalledWeight {
   readonly sha256: string | undefined;
   /** The address that served it, without credentials. */
   readonly source: string;
+  /** Of the fetched bytes, for the lock file. */
+  readonly etag?: string;
+  /** The commit that a moving revision of a Hugging Face repository stood at. */
+  readonly revision?: string;
   /** False when it was there already. */
   readonly fetched: boolean;
 }

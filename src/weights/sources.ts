@@ -259,6 +259,16 @@ function anonymousS3(bucket: string, key: string, settings: S3Settings): string 
     : `https://${bucket}.s3${region}.amazonaws.com/${path}`;
 }
 
+/** The same file of a Hugging Face repository at a fixed commit: `main` may move while a file is read. */
+export function pinned(address: Address, commit: string | undefined): Address {
+  if (commit === undefined || !/^[0-9a-f]{40}$/.test(commit)) {
+    return address;
+  }
+  const url = new URL(address.url);
+  url.pathname = url.pathname.replace(/\/resolve\/[^/]+\//, `/resolve/${commit}/`);
+  return { ...address, url: url.href };
+}
+
 /** The file name that a source's address ends in, for people; never used as a path. */
 export function sourceFileName(source: WeightSource): string {
   try {

@@ -664,6 +664,33 @@ describe("redirects", () => {
     expect(outcome.result).toBe("installed");
   });
 
+  test("a moving revision is pinned: a renewal asks for the commit of the first answer", async () => {
+    const commit = "c".repeat(40);
+    let resolved = 0;
+    let used = 0;
+    const hand =
+      (key: string): Handler =>
+      (_request, reply) => {
+        resolved += 1;
+        used = 0;
+        return reply.redirect(`${mirror.url(PATH)}?${key}`, 302, { "x-repo-commit": commit });
+      };
+    server.on("/o/r/resolve/main/w.safetensors", hand("main"));
+    server.on(`/o/r/resolve/${commit}/w.safetensors`, hand("commit"));
+    mirror.on(PATH, (request, reply) => {
+      used += 1;
+      return used > 8 ? reply.send(403) : good(request, reply);
+    });
+    const credentials = new Credentials({ hfEndpoint: server.origin });
+    const outcome = await attempt("hf://o/r/w.safetensors", {}, { credentials });
+    expect(outcome.result).toBe("installed");
+    expect(resolved).toBeGreaterThan(1);
+    expect(server.requests.map((request) => request.path)).toEqual([
+      "/o/r/resolve/main/w.safetensors",
+      ...Array.from({ length: resolved - 1 }, () => `/o/r/resolve/${commit}/w.safetensors`),
+    ]);
+  });
+
   test("D24b: an address that is refused afresh each time ends with URL_EXPIRED", async () => {
     server.on("/go", (_request, reply) => reply.redirect(mirror.url(PATH)));
     mirror.on(
