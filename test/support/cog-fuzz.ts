@@ -27,6 +27,21 @@ const path = fc.oneof(
   { weight: 1, arbitrary: fc.array(token, { maxLength: 5 }).map((parts) => `/${parts.join("/")}`) },
 );
 
+/** Most requests find a route: what is odd about them must get further than the router. */
+const route = fc.oneof(
+  {
+    weight: 8,
+    arbitrary: fc.oneof(
+      fc.constant(["POST", "/predictions"] as const),
+      token.map((id) => ["PUT", `/predictions/${id}`] as const),
+      token.map((id) => ["POST", `/predictions/${id}/cancel`] as const),
+      fc.constant(["POST", "/trainings"] as const),
+      token.map((id) => ["PUT", `/trainings/${id}`] as const),
+    ),
+  },
+  { weight: 2, arbitrary: fc.tuple(method, path) },
+);
+
 const anyText = fc.string({ unit: "binary", maxLength: 40 });
 const inputValue = fc.oneof(
   fc.jsonValue({ maxDepth: 3 }),
@@ -66,6 +81,31 @@ const envelope = fc
     { requiredKeys: [] },
   )
   .map((value) => JSON.stringify(value));
+const valid = fc
+  .record(
+    {
+      id: anyText,
+      input: fc.record(
+        {
+          workflow_json: fc.constant(GRAPH),
+          output_format: fc.constantFrom("webp", "png", "jpg"),
+          output_quality: fc.nat({ max: 100 }),
+          input_file: fc.constantFrom(
+            "data:,x",
+            "data:image/png;base64,aGk=",
+            "http://127.0.0.1:1/a",
+          ),
+          unknown: fc.jsonValue({ maxDepth: 2 }),
+        },
+        { requiredKeys: ["workflow_json"] },
+      ),
+      context: fc.dictionary(anyText, anyText, { maxKeys: 3 }),
+      webhook: fc.constantFrom("http://127.0.0.1:1/", "x", "http://["),
+      webhook_events_filter: fc.subarray(["start", "output", "logs", "completed"]),
+    },
+    { requiredKeys: ["input"] },
+  )
+  .map((value) => JSON.stringify(value));
 const mutilated = fc
   .tuple(envelope, fc.nat(), fc.nat({ max: 5 }), anyText)
   .map(([text, at, length, junk]) => {
@@ -73,7 +113,8 @@ const mutilated = fc
     return text.slice(0, place) + junk + text.slice(place + length);
   });
 const body = fc.oneof(
-  { weight: 5, arbitrary: envelope },
+  { weight: 8, arbitrary: valid },
+  { weight: 4, arbitrary: envelope },
   { weight: 2, arbitrary: mutilated },
   { weight: 1, arbitrary: fc.json() },
   { weight: 1, arbitrary: anyText },
@@ -96,15 +137,21 @@ const header = fc.oneof(
   ),
 );
 
-export const fuzzRequest: fc.Arbitrary<FuzzRequest> = fc.record({
-  method,
-  path,
-  headers: fc
-    .array(header, { maxLength: 4 })
-    .map((headers) => [["content-type", "application/json"] as const, ...headers])
-    .map((headers) => [...new Map(headers)]),
-  body,
-});
+export const fuzzRequest: fc.Arbitrary<FuzzRequest> = fc
+  .record({
+    route,
+    headers: fc
+      .array(header, { maxLength: 4 })
+      .map((headers) => [["content-type", "application/json"] as const, ...headers])
+      .map((headers) => [...new Map(headers)]),
+    body,
+  })
+  .map(({ route: [verb, target], headers, body: text }) => ({
+    method: verb,
+    path: target,
+    headers,
+    body: text,
+  }));
 
 /** Sends it; the status, or 0 when the server closed the connection without an answer. */
 export async function sendFuzz(port: number, request: FuzzRequest): Promise<number> {
