@@ -218,7 +218,9 @@ export class Predictor implements AsyncDisposable {
     if (sources.some(({ kind }) => kind !== "jobs")) {
       throw weightsMissing(validation, this.weights.manifest);
     }
-    const jobs = sources.flatMap((source) => (source.kind === "jobs" ? source.jobs : []));
+    const missing = sources.flatMap((source) => (source.kind === "jobs" ? source.jobs : []));
+    // What is there is held against the lock file too; nothing is asked of any source for it.
+    const jobs = [...missing, ...this.weights.locked_jobs(validation.present)];
     const name = typeof workflowJson === "string" ? workflowJson : "workflow";
     await this.install(`Preloading ${name.length > 200 ? "workflow" : name}`, jobs, context);
   }

@@ -14,13 +14,20 @@ import { HttpClient } from "./src/platform/http.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger } from "./src/platform/log.ts";
 import { redactUrl } from "./src/platform/redact.ts";
+import type { Surroundings } from "./src/weights/bring.ts";
+import { bringWeights } from "./src/weights/bring.ts";
 import { Credentials } from "./src/weights/credentials.ts";
+import { DigestBook } from "./src/weights/digests.ts";
 import type { InstallOptions } from "./src/weights/install.ts";
 import { Installer } from "./src/weights/install.ts";
+import type { LockRow } from "./src/weights/lock.ts";
+import { LockFile } from "./src/weights/lock.ts";
+import type { OutdatedRow, SourceLook } from "./src/weights/lock-make.ts";
+import { lockRows, outdatedRows } from "./src/weights/lock-make.ts";
 import { Manifest } from "./src/weights/manifest.ts";
 import type { InstallPlan } from "./src/weights/plan.ts";
 import type { InstalledWeight, InstallJob, Trust } from "./src/weights/plan-types.ts";
-import type { MissingWeight, Validation, WeightRef } from "./src/weights/refs.ts";
+import type { MissingWeight, PresentWeight, Validation, WeightRef } from "./src/weights/refs.ts";
 import type { Resolution, ResolveOptions } from "./src/weights/resolve.ts";
 import { kitJobs, namedRef, resolveWeight } from "./src/weights/resolve.ts";
 import type { UserWeights } from "./src/weights/user-weights.ts";
@@ -41,6 +48,8 @@ export class WeightsDownloader implements AsyncDisposable {
   readonly #installer: Installer;
   readonly #credentials: Credentials;
   readonly #http: HttpClient;
+  readonly digests: DigestBook;
+  #lock: LockFile | undefined;
   #manifest: Manifest | undefined;
   #folders: ModelFolders;
 
@@ -51,7 +60,20 @@ export class WeightsDownloader implements AsyncDisposable {
     this.#credentials = credentialsOf(this.config);
     this.#http = new HttpClient({ proxy: proxyOf(this.config) });
     this.#folders = ModelFolders.fromDirs(folderSources(this.config));
+    this.digests = new DigestBook(this.config.modelsDirs);
     this.#installer = this.makeInstaller();
+  }
+
+  /** The lock file, where there is one. @throws WeightError MANIFEST_INVALID */
+  get lock(): LockFile | undefined {
+    const { lockPath } = this.config;
+    this.#lock ??= lockPath === undefined ? undefined : LockFile.read(lockPath);
+    return this.#lock;
+  }
+
+  /** This lock file instead of the configured one: that need not be there yet when one is written. */
+  use_lock(lock: LockFile): void {
+    this.#lock = lock;
   }
 
   /** The built-in manifest, with the operator's merged over it once they are loaded. */
@@ -96,6 +118,7 @@ export class WeightsDownloader implements AsyncDisposable {
     return validateWeights(refs, this.#folders, {
       manifest: this.manifest,
       ignore: [...this.config.WEIGHTS_IGNORE, ...(options.ignore ?? [])],
+      lockedSize: (name, category) => this.lock?.find(name, category)?.size,
       resolve: (missing) => this.resolve(missing, options.trust ?? "request"),
     });
   }
@@ -138,6 +161,13 @@ export class WeightsDownloader implements AsyncDisposable {
     });
   }
 
+  /** The jobs that hold weights against the lock file; none for weights that it does not pin. */
+  locked_jobs(present: readonly PresentWeight[]): InstallJob[] {
+    return present
+      .filter(({ ref }) => this.lock?.find(ref.name, ref.category) !== undefined)
+      .flatMap(({ ref }) => this.jobs_for(ref, "operator"));
+  }
+
   /** What installing these jobs would do; asks every source once for its size. */
   async plan(jobs: readonly InstallJob[], options: InstallOptions = {}): Promise<InstallPlan> {
     return await this.#installer.plan(jobs, options);
@@ -151,11 +181,44 @@ export class WeightsDownloader implements AsyncDisposable {
     if (jobs.length === 0) {
       return [];
     }
-    const installed = await this.#installer.install(jobs, options);
+    const installed = await bringWeights(jobs, this.surroundings(), options);
     for (const { file } of installed) {
       completeHubCache(file);
     }
     return installed;
+  }
+
+  /** Rows for a lock file: what sources (and files, unless `afresh`) say of these jobs. @throws WeightError LOCK_DRIFT */
+  async lock_rows(
+    jobs: readonly InstallJob[],
+    options: { readonly signal?: AbortSignal | undefined; readonly afresh?: boolean } = {},
+  ): Promise<LockRow[]> {
+    const { signal, afresh } = options;
+    return await lockRows(jobs, {
+      look: (job) => this.look(job, signal),
+      digest: afresh === true ? undefined : (path) => this.digests.of(path, signal),
+    });
+  }
+
+  /** What brings the newest version of a locked weight: the manifest's word, else the address it was locked from. */
+  unlocked_job(row: LockRow): InstallJob {
+    const ref = { ...namedRef(row.name), category: row.category };
+    const resolution = resolveWeight(ref, {
+      ...this.resolveOptions("operator"),
+      locked: undefined,
+    });
+    const [job] = resolution.kind === "jobs" ? resolution.jobs : [];
+    const sources = [{ url: row.from ?? row.url, trust: "operator" as const }];
+    const destination = join(this.#folders.destinationFor(row.category), row.name);
+    return job ?? { name: row.name, category: row.category, destination, sources };
+  }
+
+  /** The rows of a lock file beside what their sources serve today; nothing is downloaded. */
+  async outdated(lock: LockFile, signal?: AbortSignal): Promise<OutdatedRow[]> {
+    return await outdatedRows(lock, ({ name, category }, url) => {
+      const sources = [{ url, trust: "operator" as const }];
+      return this.look({ name, category, destination: name, sources }, signal);
+    });
   }
 
   /** Unpacks the operator's own archives, and merges the manifests they hold. */
@@ -179,6 +242,22 @@ export class WeightsDownloader implements AsyncDisposable {
     await Promise.all([this.#installer.close(), this.#http.close()]);
   }
 
+  private async look(job: InstallJob, signal: AbortSignal | undefined): Promise<SourceLook> {
+    const [source, found] = await this.#installer.look(job, { signal });
+    const { sizeBytes, etag, sha256, commit } = found;
+    return { source, sizeBytes, etag, sha256, commit };
+  }
+
+  private surroundings(): Surroundings {
+    return {
+      installer: this.#installer,
+      folders: this.#folders,
+      modelsRoots: this.config.modelsDirs,
+      digests: this.digests,
+      lock: this.lock,
+    };
+  }
+
   private receivingRoot(): string {
     return this.config.modelsDirs[0] ?? join(PROJECT_ROOT, "models");
   }
@@ -187,6 +266,7 @@ export class WeightsDownloader implements AsyncDisposable {
     return {
       manifest: this.manifest,
       folders: this.#folders,
+      locked: (name, category) => this.lock?.locked(name, category),
       workflowTrust: trust,
       allowedHosts: this.allowedHosts(),
       hasToken: (url) =>

@@ -5,6 +5,7 @@ import { predict } from "./predict.ts";
 import type { CliServices } from "./services.ts";
 import { checkWeights } from "./weights-check.ts";
 import { listWeights } from "./weights-list.ts";
+import { lockWeights, outdatedWeights } from "./weights-lock.ts";
 import { planWeights, pullWeights, repairWeights } from "./weights-pull.ts";
 import { verifyWeights } from "./weights-verify.ts";
 import { convertWorkflow, explainWorkflow, exposeWorkflow } from "./workflow.ts";
@@ -49,6 +50,8 @@ export const COMMANDS: readonly Command<CliServices>[] = [
   verifyWeights,
   repairWeights,
   listWeights,
+  lockWeights,
+  outdatedWeights,
   explainWorkflow,
   convertWorkflow,
   exposeWorkflow,

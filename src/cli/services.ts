@@ -8,6 +8,8 @@ import type { ModelFolders } from "../models/folders.ts";
 import type { Config } from "../platform/env.ts";
 import type { Logger } from "../platform/log.ts";
 import type { InstallOptions } from "../weights/install.ts";
+import type { LockFile, LockRow } from "../weights/lock.ts";
+import type { OutdatedRow } from "../weights/lock-make.ts";
 import type { Manifest } from "../weights/manifest.ts";
 import type { InstallPlan } from "../weights/plan.ts";
 import type { InstalledWeight, InstallJob, Trust } from "../weights/plan-types.ts";
@@ -27,6 +29,13 @@ export interface WeightsPort {
   resolve(wanted: MissingWeight | WeightRef | string, trust: Trust): Resolution;
   kit_jobs(kit: string): InstallJob[];
   jobs_for(wanted: MissingWeight | WeightRef | string, trust: Trust): readonly InstallJob[];
+  use_lock(lock: LockFile): void;
+  lock_rows(
+    jobs: readonly InstallJob[],
+    options?: { readonly signal?: AbortSignal | undefined; readonly afresh?: boolean },
+  ): Promise<LockRow[]>;
+  unlocked_job(row: LockRow): InstallJob;
+  outdated(lock: LockFile, signal?: AbortSignal): Promise<OutdatedRow[]>;
   plan(jobs: readonly InstallJob[], options?: InstallOptions): Promise<InstallPlan>;
   install(jobs: readonly InstallJob[], options?: InstallOptions): Promise<InstalledWeight[]>;
 }

@@ -2,6 +2,7 @@
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import { InputError } from "../platform/errors.ts";
+import { jobKey } from "../weights/plan.ts";
 import type { InstallJob } from "../weights/plan-types.ts";
 import type { Validation } from "../weights/refs.ts";
 import { weightsMissing } from "../weights/report.ts";
@@ -65,6 +66,29 @@ export async function jobsFor(
     }
   }
   return jobs;
+}
+
+/**
+ * The jobs for everything the words name, also for what is there: what a lock file or a baked layer is made of.
+ * @throws WeightError WEIGHT_UNKNOWN for a weight that no source is known for
+ */
+export async function allJobsFor(
+  words: readonly string[],
+  services: CliServices,
+): Promise<InstallJob[]> {
+  const { weights, comfyui } = await readyWeights(services);
+  const jobs: InstallJob[] = [];
+  for (const word of words) {
+    if (looksLikeWorkflow(word)) {
+      const refs = comfyui.find_weights(await readWorkflow(word, services));
+      jobs.push(...refs.flatMap((ref) => weights.jobs_for(ref, "operator")));
+    } else if (weights.manifest.kits.has(word)) {
+      jobs.push(...weights.kit_jobs(word));
+    } else {
+      jobs.push(...weights.jobs_for(word, "operator"));
+    }
+  }
+  return [...new Map(jobs.map((job) => [jobKey(job), job])).values()];
 }
 
 function missingJobs(validation: Validation, services: CliServices): InstallJob[] {

@@ -88,7 +88,13 @@ export function kitJobs(kit: string, options: ResolveOptions): InstallJob[] {
   if (kit === "none" || kit === "") {
     return [];
   }
-  return options.manifest.kit(kit).map((row) => rowJob(row, options));
+  return options.manifest.kit(kit).map((row) => lockedKitJob(row, options) ?? rowJob(row, options));
+}
+
+function lockedKitJob(row: ManifestWeight, options: ResolveOptions): InstallJob | undefined {
+  const ref = { ...namedRef(row.name), category: row.category };
+  const resolution = fromLock({ ref, file: undefined }, options);
+  return resolution?.kind === "jobs" ? resolution.jobs[0] : undefined;
 }
 
 /** The job for a row of a manifest, in the place where it belongs. */
