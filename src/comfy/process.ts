@@ -133,7 +133,10 @@ export class EngineProcess {
     this.#installation = options.installation;
     this.#client = new ComfyClient({ url: this.url, http: options.http });
     const log = options.log.child("comfyui");
-    this.#ring = new LogRing((line) => log.info(line));
+    // What Python says while it is interrupted looks like a failure, and is none.
+    this.#ring = new LogRing((line) =>
+      this.#stopReason === undefined ? log.info(line) : log.debug(line),
+    );
     const { folders, userArguments, installation } = options;
     const context = { port, folders, userArguments };
     try {

@@ -127,6 +127,15 @@ export function comfyContract(label: string, contract: ContractEngine): void {
       expect([...ran].toSorted()).toEqual(["1", "2", "3"]);
     });
 
+    test("resets the cache also behind a run that is still going on", async () => {
+      const graph = pictureGraph({ color: 4715 });
+      await run(fresh(graph));
+      const first = await running(engine, fresh(slowGraph(3, 300, 22)));
+      const second = await run(fresh(graph), { resetCache: true });
+      expect(second.cachedNodes).toEqual([]);
+      await first.end;
+    });
+
     test("makes previews anew in every run: those of an earlier one may be gone", async () => {
       const graph: Graph = {
         ...pictureGraph({ color: 4714 }),
@@ -343,6 +352,13 @@ export function comfyContract(label: string, contract: ContractEngine): void {
           }
         }
         await next();
+      }, 30_000);
+
+      test("of another kind, an interrupt that was not for it, does not end a run", async () => {
+        const { end } = await running(engine, fresh(slowGraph(4, 400, 21)));
+        // Without an id it hits whatever runs: what an unlucky race would look like.
+        await fetch(`${engine.url}/interrupt`, { method: "POST", body: "{}" });
+        expect(await end).toMatchObject({ files: [{ type: "output" }] });
       }, 30_000);
 
       test("ends one of several runs alone", async () => {
