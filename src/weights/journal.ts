@@ -18,7 +18,6 @@ import {
   rmdirSync,
   rmSync,
   statSync,
-  utimesSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
@@ -160,8 +159,8 @@ export class PartialFolder implements Disposable {
     const path = join(this.path, "owner");
     try {
       if (readFileSync(path, "utf8").includes(this.#token)) {
-        const now = new Date();
-        utimesSync(path, now, now);
+        // By writing: the file system's own clock stamps it. This machine's may be a day off from the next one's.
+        writeSync(this.#lockFd, OWNER_START, 0);
         return;
       }
     } catch (cause) {
@@ -256,6 +255,9 @@ function attemptName(): string {
     .replace(/[^\w-]+/g, "_")
     .slice(0, 40)}-${process.pid}-${randomBytes(4).toString("hex")}`;
 }
+
+/** What every owner file begins with. */
+const OWNER_START = "{";
 
 function ownerText(token: string): string {
   return `${JSON.stringify({ token, host: hostname(), pid: process.pid, startTicks: startTicks(process.pid) })}\n`;
