@@ -24,7 +24,12 @@ const READY_MS = 30_000;
 export interface ReferenceOptions {
   readonly flags?: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
-  readonly predictor?: "Predictor" | "StreamingPredictor" | "AsyncPredictor" | "TrivialPredictor";
+  readonly predictor?:
+    | "Predictor"
+    | "StreamingPredictor"
+    | "AsyncPredictor"
+    | "TrivialPredictor"
+    | "AsyncTrivialPredictor";
   /** False does not wait until it is ready. */
   readonly wait?: boolean;
 }

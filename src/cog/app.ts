@@ -91,12 +91,17 @@ export function createApp(options: AppOptions): Hono<AppEnv> {
     app.route("/", routes);
   }
   const { service } = options;
-  app.get("/", () => json(200, indexOf(service)));
-  app.get("/health-check", async () => jsonText(200, JSON.stringify(await service.health())));
-  app.get("/openapi.json", () =>
-    service.document === undefined
-      ? json(503, { error: "OpenAPI schema not available" })
-      : json(200, service.document),
+  app.get("/", (c) => sized(c, json(200, indexOf(service))));
+  app.get("/health-check", async (c) =>
+    sized(c, jsonText(200, JSON.stringify(await service.health()))),
+  );
+  app.get("/openapi.json", (c) =>
+    sized(
+      c,
+      service.document === undefined
+        ? json(503, { error: "OpenAPI schema not available" })
+        : json(200, service.document),
+    ),
   );
   app.post("/shutdown", () => {
     options.shutdown();
@@ -309,12 +314,21 @@ function json(status: number, body: JsonObject): Response {
   return jsonText(status, writeJson(body));
 }
 
+const JSON_HEADERS = { "content-type": "application/json" };
+
 function jsonText(status: number, text: string): Response {
-  const bytes = Buffer.from(text);
-  return new Response(bytes, {
-    status,
-    // The length is said here because HEAD sends these headers without the body.
-    headers: { "content-type": "application/json", "content-length": String(bytes.byteLength) },
+  return new Response(text, { status, headers: JSON_HEADERS });
+}
+
+/** HEAD answers with the headers of GET, the length among them; for GET itself the transport counts. */
+async function sized(c: CogContext, response: Response): Promise<Response> {
+  if (c.req.method !== "HEAD") {
+    return response;
+  }
+  const { byteLength } = await response.arrayBuffer();
+  return new Response(null, {
+    status: response.status,
+    headers: { ...JSON_HEADERS, "content-length": String(byteLength) },
   });
 }
 

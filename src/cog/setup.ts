@@ -16,6 +16,8 @@ export class SetupRecord {
   #dropped = 0;
   #status: SetupStatus = "starting";
   #completedAt: Date | undefined;
+  /** Health is asked often and the log may be long: what no longer changes is made once. */
+  #final: JsonObject | undefined;
 
   get status(): SetupStatus {
     return this.#status;
@@ -39,6 +41,14 @@ export class SetupRecord {
 
   /** In Cog's order of members, which is not sorted. */
   toJson(): JsonObject {
+    if (this.#completedAt === undefined) {
+      return this.#toJson();
+    }
+    this.#final ??= this.#toJson();
+    return this.#final;
+  }
+
+  #toJson(): JsonObject {
     const logs = this.#text();
     return {
       started_at: timestamp(this.#startedAt),

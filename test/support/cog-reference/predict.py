@@ -109,3 +109,14 @@ class TrivialPredictor(BasePredictor):
 
     def predict(self, workflow_json: str = Input(default="")) -> List[str]:
         return ["done"]
+
+
+class AsyncTrivialPredictor(BasePredictor):
+    """For benches: as TrivialPredictor with many slots; waits to be cancelled when told to."""
+
+    async def predict(self, workflow_json: str = Input(default="")) -> List[str]:
+        if workflow_json == "wait":
+            import asyncio
+
+            await asyncio.sleep(60)
+        return ["done"]
