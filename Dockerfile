@@ -10,10 +10,10 @@ ARG TARGET=gpu
 
 FROM ${BUN_IMAGE} AS bun
 
-# ---- what both images stand on: init, certificates, Bun, an ordinary user -----------------------------------
+# ---- what both images stand on: init, Bun (which brings its own certificates), an ordinary user -------------
 FROM ${BASE} AS runtime
 RUN apt-get update -qq \
-  && apt-get install -qqy --no-install-recommends tini ca-certificates \
+  && apt-get install -qqy --no-install-recommends tini \
   && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /var/cache/ldconfig/aux-cache
 # Fixed ids, so that the owner of a volume can be told in advance. Any other uid works too: the folders that
 # are written are open, as /tmp is.
@@ -21,11 +21,13 @@ RUN groupadd --gid 1000 cog && useradd --uid 1000 --gid 1000 --no-log-init --hom
   && install -d -m 0777 /models /cache
 COPY --from=bun --chmod=755 /usr/local/bin/bun /usr/local/bin/bun
 
-# ---- the locked production dependencies ---------------------------------------------------------------------
+# ---- the locked production dependencies, without what only compilers, debuggers and other runtimes read ------
 FROM runtime AS dependencies
 WORKDIR /src
 COPY package.json bun.lock bunfig.toml ./
-RUN bun install --frozen-lockfile --production --ignore-scripts --no-progress
+RUN bun install --frozen-lockfile --production --ignore-scripts --no-progress \
+  && find node_modules -type f \( -name '*.d.ts' -o -name '*.d.mts' -o -name '*.d.cts' -o -name '*.map' \) -delete \
+  && rm -rf node_modules/@types node_modules/undici-types node_modules/zod/src node_modules/bare-*/prebuilds
 
 # ---- the sources, readable for any user whatever umask the checkout was made with ---------------------------
 FROM dependencies AS sources
@@ -103,9 +105,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM product AS gpu
 USER root
-# python3: the interpreter of the copied environment. The rest: shared libraries that common packs load.
+# python3: the interpreter of the copied environment. The rest: what common packs load, and certificates for Python.
 RUN apt-get update -qq \
-  && apt-get install -qqy --no-install-recommends python3 libgl1 libglib2.0-0 libgomp1 \
+  && apt-get install -qqy --no-install-recommends ca-certificates python3 libgl1 libglib2.0-0 libgomp1 \
   && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /var/cache/ldconfig/aux-cache
 COPY --from=comfyui /opt/ComfyUI /opt/ComfyUI
 # `real` is explicit: without its ComfyUI this image reports a failed setup, never the embedded engine's pictures.

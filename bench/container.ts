@@ -11,7 +11,7 @@ import { PROJECT_ROOT } from "../src/platform/env.ts";
 
 const OURS = "cog-comfyui-bench:embedded";
 const THEIRS = "cog-comfyui-bench:python";
-const ROUNDS = 5;
+const ROUNDS = 8;
 const POLL_MS = 5;
 const START_LIMIT_MS = 60_000;
 
@@ -38,10 +38,6 @@ async function seconds(work: () => Promise<unknown>): Promise<number> {
   const began = performance.now();
   await work();
   return (performance.now() - began) / 1000;
-}
-
-function median(values: readonly number[]): number {
-  return [...values].sort((one, other) => one - other)[Math.floor(values.length / 2)] ?? Number.NaN;
 }
 
 function buildOurs(env: Env, ...more: string[]): Promise<string> {
@@ -99,15 +95,20 @@ async function startOnce(image: string, env: Env): Promise<Start> {
   }
 }
 
-async function starts(image: string, env: Env): Promise<Start> {
-  const rounds: Start[] = [];
+/** Starts the images in turn, so that whatever else the machine does meets both; the best of each. */
+async function starts(images: readonly string[], env: Env): Promise<Map<string, Start>> {
+  const best = new Map<string, Start>();
   for (let round = 0; round < ROUNDS; round += 1) {
-    rounds.push(await startOnce(image, env));
+    for (const image of images) {
+      const now = await startOnce(image, env);
+      const before = best.get(image) ?? now;
+      best.set(image, {
+        firstAnswerMs: Math.min(before.firstAnswerMs, now.firstAnswerMs),
+        readyMs: Math.min(before.readyMs, now.readyMs),
+      });
+    }
   }
-  return {
-    firstAnswerMs: median(rounds.map((one) => one.firstAnswerMs)),
-    readyMs: median(rounds.map((one) => one.readyMs)),
-  };
+  return best;
 }
 
 async function sizeOf(image: string, env: Env): Promise<number> {
@@ -164,10 +165,12 @@ async function main(): Promise<number> {
     for (const line of history.split("\n").filter((row) => !row.startsWith("0B"))) {
       print(`  ${line.slice(0, 100)}`);
     }
-    const ours = await starts(OURS, env);
-    const theirs = has ? await starts(THEIRS, env) : undefined;
-    compare("start to first health answer", ours.firstAnswerMs, theirs?.firstAnswerMs, "ms");
-    compare("start to READY", ours.readyMs, theirs?.readyMs, "ms");
+    const best = await starts(has ? [OURS, THEIRS] : [OURS], env);
+    const [ours, theirs] = [best.get(OURS), best.get(THEIRS)];
+    if (ours !== undefined) {
+      compare("start to first health answer", ours.firstAnswerMs, theirs?.firstAnswerMs, "ms");
+      compare("start to READY", ours.readyMs, theirs?.readyMs, "ms");
+    }
     print(`memory when idle: ours ${await memoryOf(OURS, env)}`);
     if (has) {
       print(`memory when idle: Python Cog ${await memoryOf(THEIRS, env)}`);

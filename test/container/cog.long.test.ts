@@ -229,6 +229,54 @@ describeCog("an image of ours under the cog CLI", () => {
   });
 });
 
+/** Our image with a source of weights inside that never answers: setup goes on until the end. */
+async function stallingImage(): Promise<string> {
+  const tag = "cog-comfyui-test:stalling";
+  using folder = tempDir({
+    "stall.sh": [
+      "#!/bin/sh",
+      "bun -e 'Bun.serve({ port: 9999, fetch: () => new Promise(() => undefined) })' &",
+      "exec bun run /src/predict.ts",
+      "",
+    ].join("\n"),
+    Dockerfile: [
+      `FROM ${IMAGE}`,
+      "COPY --chmod=755 stall.sh /stall.sh",
+      "ENV COG_WEIGHTS=http://127.0.0.1:9999/w.tar ORPHAN_TIMEOUT=3",
+      'CMD ["/stall.sh"]',
+      "",
+    ].join("\n"),
+  });
+  await docker("build", "--quiet", "--tag", tag, folder.path);
+  return tag;
+}
+
+describeCog("a container that the cog CLI forgot", () => {
+  beforeAll(buildImage, 600_000);
+
+  test("ends by itself after the CLI was killed during setup", async () => {
+    const image = await stallingImage();
+    using folder = tempDir();
+    const child = Bun.spawn([COG ?? "cog", "run", image, "-i", "workflow_json={}"], {
+      cwd: folder.path,
+      stdio: ["ignore", "ignore", "ignore"],
+    });
+    const running = (): Promise<string> => docker("ps", "--quiet", "--filter", `ancestor=${image}`);
+    const id = await until("the container to start", async () => (await running()) || undefined);
+    // Setup is under way as soon as it waits for its weights; the CLI has asked for its health by then.
+    await until("setup to begin", async () => {
+      const { out } = await run(["docker", "exec", id, "cog-comfyui-health"]);
+      return out.includes("STARTING") ? true : undefined;
+    });
+    child.kill("SIGKILL");
+    await child.exited;
+    expect(await running()).toBe(id);
+    await until("the container to end by itself", async () =>
+      (await running()) === "" ? true : undefined,
+    );
+  });
+});
+
 describeCog("wrong edits of cog.yaml", () => {
   beforeAll(async () => {
     project = await trialCopy();
