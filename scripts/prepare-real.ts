@@ -19,7 +19,7 @@ const WITHOUT_DEPENDENCIES = [
   "kornia==0.9.0",
   "kornia_rs==0.2.0",
 ];
-/** What torch would have brought. */
+/** What torch would have brought, and what older versions import without asking for it. */
 const OF_TORCH = [
   "filelock",
   "typing-extensions",
@@ -28,6 +28,7 @@ const OF_TORCH = [
   "jinja2",
   "fsspec",
   "setuptools",
+  "requests",
 ];
 /** Not needed without a page, or installed above. */
 const LEFT_OUT =
@@ -78,7 +79,7 @@ function requirements(comfyPath: string): string[] {
 
 function prepare(comfyPath: string): void {
   const wanted = requirements(comfyPath);
-  const stamp = JSON.stringify([TORCH, WITHOUT_DEPENDENCIES, wanted]);
+  const stamp = JSON.stringify([TORCH, WITHOUT_DEPENDENCIES, OF_TORCH, wanted]);
   const stampFile = join(environment, "prepared.json");
   if (existsSync(stampFile) && readFileSync(stampFile, "utf8") === stamp) {
     return;
