@@ -963,6 +963,53 @@ class Watchdog {
   }
 }
 
+/**
+ * The bytes of a file as they come, never on disk: for an archive that is unpacked where there is no room for both. Its
+ * end is checked; what was taken before a cut must be thrown away.
+ */
+export async function* streamBody(
+  found: Representation,
+  context: Pick<DownloadContext, "road" | "budget" | "tuning" | "signal" | "onBytes">,
+): AsyncGenerator<Uint8Array> {
+  const { road, budget, signal, tuning } = context;
+  const { address } = found;
+  using _permit = await budget.acquire(address.url, signal);
+  const watch = new Watchdog(tuning.stallTimeoutMs, signal, tuning.fileDeadlineMs);
+  try {
+    const answer = await road.get({
+      url: address.url,
+      trust: address.source.trust,
+      authorization: address.authorization,
+      signal: watch.signal,
+    });
+    if (answer.status !== 200) {
+      throw await refusalOf(answer, address, road);
+    }
+    requireIdentity(answer, address);
+    requireSameValidators(found, answer.headers);
+    let position = 0;
+    for await (const chunk of answer.body) {
+      watch.fed();
+      position += chunk.byteLength;
+      context.onBytes(position);
+      yield chunk;
+      // The consumer may have taken its time with it.
+      watch.fed();
+    }
+    if (found.sizeBytes !== undefined && position !== found.sizeBytes) {
+      throw new DownloadError(
+        "SHORT_BODY",
+        `${sourceLabel(address.source)} ended after ${position} of ${found.sizeBytes} bytes`,
+        { retryable: true },
+      );
+    }
+  } catch (error) {
+    throw watch.explain(error, found) ?? networkError(error, address.url);
+  } finally {
+    watch.end();
+  }
+}
+
 const COPY_BLOCK_BYTES = 256 * 1024;
 
 /** A file of this machine, copied by the same road so that it is checked and published in the same way. */

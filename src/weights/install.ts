@@ -27,7 +27,7 @@ import { ConnectionBudget } from "./connections.ts";
 import type { Tokens } from "./credentials.ts";
 import { Credentials } from "./credentials.ts";
 import { digestOf } from "./digest.ts";
-import { download, identityOf } from "./download.ts";
+import { download, identityOf, streamBody } from "./download.ts";
 import { SharedFlights } from "./flights.ts";
 import { Frontier } from "./frontier.ts";
 import type { ObjectIdentity, PartialFolder } from "./journal.ts";
@@ -61,6 +61,7 @@ import {
   memberExpectation,
   treePathIn,
   unpackBehind,
+  unpackStream,
   wantedMember,
 } from "./unpack.ts";
 import { verify, verifyTree } from "./verify.ts";
@@ -118,6 +119,8 @@ interface Run {
   readonly signal: AbortSignal;
   readonly progress: ProgressReporter;
   readonly repair: boolean;
+  /** An archive for which there is no room beside its content. */
+  readonly streamed: boolean;
 }
 
 interface Probed {
@@ -281,7 +284,15 @@ export class Installer {
     }
     const report = options.onProgress ?? (() => undefined);
     const progress = new ProgressReporter(name, this.#tuning.progressIntervalMs, report);
-    const run = { job: raw, road, probes: new Map(), signal, progress, repair: false };
+    const run = {
+      job: raw,
+      road,
+      probes: new Map(),
+      signal,
+      progress,
+      repair: false,
+      streamed: false,
+    };
     const folder = await this.#openFolder(run, found, false);
     if (!("fd" in folder)) {
       throw new DownloadError("CONFLICT", `${folder.file} is in the way of a download`);
@@ -420,7 +431,9 @@ export class Installer {
         const road = this.#roadFor(options);
         const repair = options.repair === true;
         const lane = isSmall(step, this.#tuning) ? this.#small : this.#large;
-        return await lane.run(() => this.#fetch({ job, road, probes, signal, progress, repair }));
+        return await lane.run(() =>
+          this.#fetch({ job, road, probes, signal, progress, repair, streamed: step.isStreamed }),
+        );
       },
     );
   }
@@ -490,9 +503,7 @@ export class Installer {
           opened.done.size > 0 ? formatSize(opened.done.size * opened.chunkBytes) : undefined,
       });
       const isArchive = job.unpack !== undefined || looksLikeArchive(source);
-      const result = isArchive
-        ? await this.#bringArchive(run, source, found, opened)
-        : await this.#bringFile(run, source, found, opened);
+      const result = await this.#bring(run, found, opened, isArchive);
       keep = false;
       progress.phase("done");
       return {
@@ -566,6 +577,61 @@ export class Installer {
     };
   }
 
+  async #bring(
+    run: Run,
+    found: Representation,
+    folder: PartialFolder,
+    isArchive: boolean,
+  ): Promise<InstalledWeight> {
+    const { source } = found.address;
+    if (!isArchive) {
+      return await this.#bringFile(run, source, found, folder);
+    }
+    return run.streamed && found.address.kind === "http"
+      ? await this.#streamArchive(run, source, found, folder)
+      : await this.#bringArchive(run, source, found, folder);
+  }
+
+  /** Unpacks what comes without keeping it; a fault means from the start, some times. */
+  async #streamArchive(
+    run: Run,
+    source: WeightSource,
+    found: Representation,
+    folder: PartialFolder,
+  ): Promise<InstalledWeight> {
+    const { attempts, firstRetryDelayMs, maxRetryDelayMs } = this.#tuning;
+    const treePath = treePathIn(folder.path);
+    const wanted = statedSha256(source) ?? found.sha256;
+    const context = this.#downloadContext(run, found, new Frontier(), run.signal);
+    try {
+      const files = await withRetries(
+        async () => {
+          const hasher = new Bun.CryptoHasher("sha256");
+          const unpacked = await unpackStream({
+            body: streamBody(found, context),
+            treePath,
+            label: run.job.name,
+            sizeBytes: found.sizeBytes,
+            reserveBytes: this.#options.minFreeBytes ?? 0,
+            digest: run.job.sha256 !== undefined,
+            signal: run.signal,
+            see: (chunk) => void hasher.update(chunk),
+          });
+          requireDigest(run.job, hasher.digest("hex"), wanted);
+          return unpacked;
+        },
+        {
+          policy: { attempts, firstDelayMs: firstRetryDelayMs, maxDelayMs: maxRetryDelayMs },
+          signal: run.signal,
+          shouldRetry: retryVerdict,
+        },
+      );
+      return await this.#publishArchive(run, source, treePath, files);
+    } finally {
+      rmSync(treePath, { recursive: true, force: true });
+    }
+  }
+
   async #bringFile(
     run: Run,
     source: WeightSource,
@@ -628,15 +694,7 @@ export class Installer {
       if (downloaded.status === "rejected") {
         throw downloaded.reason;
       }
-      if (sha256 !== undefined && downloaded.value.sha256 !== sha256) {
-        throw new DownloadError(
-          "HASH_MISMATCH",
-          `The archive of ${job.name} has another SHA-256 than it should`,
-          {
-            details: { expected: sha256, actual: downloaded.value.sha256 },
-          },
-        );
-      }
+      requireDigest(job, downloaded.value.sha256, sha256);
       progress.phase("unpacking");
       const files = frontier.isTainted
         ? await unpackBehind({ ...unpackJob, frontier: Frontier.of(downloaded.value.sizeBytes) })
@@ -807,6 +865,21 @@ function presentWeight(job: InstallJob, file: string): InstalledWeight {
     source: bareUrl(job.sources[0] === undefined ? "" : sourceLabel(job.sources[0])),
     fetched: false,
   };
+}
+
+/** @throws DownloadError HASH_MISMATCH when the archive itself is known by its hash and has another */
+function requireDigest(
+  job: InstallJob,
+  actual: string | undefined,
+  wanted: string | undefined,
+): void {
+  if (wanted !== undefined && actual !== wanted) {
+    throw new DownloadError(
+      "HASH_MISMATCH",
+      `The archive of ${job.name} has another SHA-256 than it should`,
+      { details: { expected: wanted, actual } },
+    );
+  }
 }
 
 /** A hash known for this very address. */

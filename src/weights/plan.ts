@@ -8,6 +8,7 @@ import { basename, join } from "node:path";
 import { inspect } from "../models/header.ts";
 import { DownloadError, WeightError } from "../platform/errors.ts";
 import { fileAt, freeSpace } from "../platform/files.ts";
+import { bareUrl } from "../platform/redact.ts";
 import { formatSize } from "../platform/size.ts";
 import { partialState } from "./journal.ts";
 import { partialRootFor } from "./placing.ts";
@@ -62,6 +63,8 @@ export interface PlanStep {
   readonly bytes: number | undefined;
   readonly resumedBytes: number;
   readonly isArchive: boolean;
+  /** Unpacked straight from the network, because the disk has no room for the archive as well: a cut starts it over. */
+  readonly isStreamed: boolean;
 }
 
 export interface FileSystemNeed extends FileSystemFacts {
@@ -69,6 +72,8 @@ export interface FileSystemNeed extends FileSystemFacts {
   readonly peakBytes: number;
   readonly reserveBytes: number;
   readonly fits: boolean;
+  /** It only fits when archives are not kept while they are unpacked. */
+  readonly streamsArchives: boolean;
 }
 
 export interface InstallPlan extends Plan {
@@ -100,13 +105,21 @@ export function makePlan(
     }
   }
   const fetched = steps.filter((step) => step.action === "fetch");
+  const fileSystems = facts.fileSystems.map((disk) => bestNeed(disk, steps, facts, limits));
+  const streaming = new Set(
+    fileSystems.filter((disk) => disk.streamsArchives).map((disk) => disk.device),
+  );
   return {
-    steps,
+    steps: steps.map((step) => {
+      const device = facts.destinations.get(jobKey(step.job))?.device ?? -1;
+      const isStreamed = step.action === "fetch" && canStream(step) && streaming.has(device);
+      return { ...step, isStreamed };
+    }),
     jobs: steps.filter((step) => step.action !== "present").map((step) => step.job),
     totalBytes: fetched.reduce((sum, step) => sum + (step.bytes ?? 0), 0),
     resumedBytes: fetched.reduce((sum, step) => sum + step.resumedBytes, 0),
     unsized: fetched.filter((step) => step.bytes === undefined).map((step) => step.job),
-    fileSystems: facts.fileSystems.map((disk) => needOf(disk, steps, facts, limits)),
+    fileSystems,
     limits,
   };
 }
@@ -152,15 +165,44 @@ function planStep(
   const isArchive = job.unpack !== undefined || job.sources.every(looksLikeArchive);
   if (there?.present !== undefined) {
     const { present: file, presentBytes: bytes } = there;
-    return { job, action: "present", file, bytes, resumedBytes: 0, isArchive };
+    return { job, action: "present", file, bytes, resumedBytes: 0, isArchive, isStreamed: false };
   }
   const twin = job.sha256 === undefined ? undefined : byHash.get(job.sha256.toLowerCase());
   if (twin !== undefined && !isArchive) {
-    return { job, action: "copy", from: twin, bytes: job.sizeBytes, resumedBytes: 0, isArchive };
+    return {
+      job,
+      action: "copy",
+      from: twin,
+      bytes: job.sizeBytes,
+      resumedBytes: 0,
+      isArchive,
+      isStreamed: false,
+    };
   }
   const bytes = facts.sources.get(job)?.sizeBytes ?? job.sizeBytes;
   const resumedBytes = Math.min(there?.resumedBytes ?? 0, bytes ?? 0);
-  return { job, action: "fetch", bytes, resumedBytes, isArchive };
+  return { job, action: "fetch", bytes, resumedBytes, isArchive, isStreamed: false };
+}
+
+/** Only a plain tar can be read as it comes. */
+function canStream(step: PlanStep): boolean {
+  return step.isArchive && step.job.sources.every(({ url }) => /\.tar$/i.test(bareUrl(url)));
+}
+
+/** With archives kept until they are unpacked, which a cut can go on from; without, where that is all that fits. */
+function bestNeed(
+  disk: FileSystemFacts,
+  steps: readonly PlanStep[],
+  facts: PlanFacts,
+  limits: PlanLimits,
+): FileSystemNeed {
+  const kept = needOf(disk, steps, facts, limits);
+  if (kept.fits) {
+    return kept;
+  }
+  const lean = steps.map((step) => (canStream(step) ? { ...step, isStreamed: true } : step));
+  const streamed = needOf(disk, lean, facts, limits);
+  return streamed.fits ? { ...streamed, streamsArchives: true } : kept;
 }
 
 function needOf(
@@ -179,7 +221,7 @@ function needOf(
     const bytes = step.bytes ?? 0;
     if (step.isArchive) {
       // The tar lies there until its content is published; its content is about as long.
-      archives.push(Math.max(0, bytes - there.allocatedBytes));
+      archives.push(step.isStreamed ? 0 : Math.max(0, bytes - there.allocatedBytes));
       peakBytes += step.job.sizeBytes ?? bytes;
     } else {
       peakBytes += Math.max(0, bytes - there.allocatedBytes);
@@ -192,7 +234,7 @@ function needOf(
     Math.min(DEFAULT_MIN_FREE_BYTES, Math.floor(disk.totalBytes * DEFAULT_MIN_FREE_SHARE));
   // A plan that brings nothing here fits, however full the disk is.
   const fits = peakBytes === 0 || disk.freeBytes - peakBytes >= reserveBytes;
-  return { ...disk, peakBytes, reserveBytes, fits };
+  return { ...disk, peakBytes, reserveBytes, fits, streamsArchives: false };
 }
 
 /** Looks at the disk: what is there, what is half there, what is free. */
@@ -333,8 +375,14 @@ function stepText(step: PlanStep): string {
         mirrors.length === 0
           ? ""
           : `, ${mirrors.length} more source${mirrors.length === 1 ? "" : "s"}`;
-      const unpack = step.isArchive ? ", unpacked on the way" : "";
+      const unpack = step.isArchive ? unpackText(step) : "";
       return `${job.name}: ${size} from ${source}${more}${unpack}`;
     }
   }
+}
+
+function unpackText(step: PlanStep): string {
+  return step.isStreamed
+    ? ", unpacked straight from the network for want of space (a cut starts it over)"
+    : ", unpacked on the way";
 }

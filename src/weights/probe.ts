@@ -354,6 +354,9 @@ function accessHint(code: ErrorCode, address: Address, road: Road): string | und
   if (code !== "AUTH_REQUIRED" && code !== "AUTH_FORBIDDEN") {
     return undefined;
   }
+  if (address.source.url.startsWith("s3://")) {
+    return "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, and what that key may read.";
+  }
   return variable === undefined
     ? "Use an address that is open to all, or a signed one."
     : `Set ${variable} to a token that may read it.`;

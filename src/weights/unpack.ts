@@ -4,7 +4,12 @@
  */
 import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
-import type { ArchiveLimits, FileFollower, UnpackedFile } from "../platform/archive.ts";
+import type {
+  ArchiveLimits,
+  FileFollower,
+  UnpackedFile,
+  UnpackOptions,
+} from "../platform/archive.ts";
 import { sniffArchive, unpackArchive, unpackTar } from "../platform/archive.ts";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { freeSpace, readFully } from "../platform/files.ts";
@@ -13,10 +18,7 @@ import { Frontier, followFile } from "./frontier.ts";
 import type { TreeExpectation } from "./verify.ts";
 import { Writeback } from "./writeback.ts";
 
-export interface UnpackJob {
-  /** The archive, growing. */
-  readonly dataPath: string;
-  readonly frontier: Frontier;
+interface UnpackTarget {
   /** Made new; what is in it is removed first. */
   readonly treePath: string;
   readonly label: string;
@@ -25,6 +27,18 @@ export interface UnpackJob {
   /** Whether anybody will compare the digests of the files. */
   readonly digest: boolean;
   readonly signal: AbortSignal;
+}
+
+export interface UnpackJob extends UnpackTarget {
+  /** The archive, growing. */
+  readonly dataPath: string;
+  readonly frontier: Frontier;
+}
+
+export interface StreamJob extends UnpackTarget {
+  readonly body: AsyncIterable<Uint8Array>;
+  /** Sees every block of the archive itself. */
+  readonly see: (block: Uint8Array) => void;
 }
 
 const SNIFF_BYTES = 512;
@@ -37,14 +51,7 @@ const ALWAYS_ALLOWED_BYTES = 1024 * 1024 * 1024;
 
 /** Unpacks a growing archive into `treePath`. */
 export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFile[]> {
-  rmSync(job.treePath, { recursive: true, force: true });
-  mkdirSync(job.treePath, { recursive: true });
-  const options = {
-    label: job.label,
-    signal: job.signal,
-    follow: (path: string) => new MemberFollower(path, job.digest),
-    limits: byteLimits(job),
-  };
+  const options = prepare(job);
   if ((await firstKind(job)) === "tar") {
     return await unpackTar(followFile(job.dataPath, job.frontier), job.treePath, options);
   }
@@ -52,8 +59,35 @@ export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFil
   return await unpackArchive(job.dataPath, job.treePath, options);
 }
 
+/** Unpacks a tar as it comes, without keeping it. */
+export async function unpackStream(job: StreamJob): Promise<readonly UnpackedFile[]> {
+  const options = prepare(job);
+  return await unpackTar(seen(job.body, job.see), job.treePath, options);
+}
+
+async function* seen(
+  body: AsyncIterable<Uint8Array>,
+  see: (block: Uint8Array) => void,
+): AsyncGenerator<Uint8Array> {
+  for await (const block of body) {
+    see(block);
+    yield block;
+  }
+}
+
+function prepare(job: UnpackTarget): UnpackOptions {
+  rmSync(job.treePath, { recursive: true, force: true });
+  mkdirSync(job.treePath, { recursive: true });
+  return {
+    label: job.label,
+    signal: job.signal,
+    follow: (path) => new MemberFollower(path, job.digest),
+    limits: byteLimits(job),
+  };
+}
+
 /** At most what the disk can hold, and no bomb. */
-function byteLimits(job: UnpackJob): Pick<ArchiveLimits, "maxTotalBytes" | "spaceBytes"> {
+function byteLimits(job: UnpackTarget): Pick<ArchiveLimits, "maxTotalBytes" | "spaceBytes"> {
   return {
     spaceBytes: Math.max(0, freeSpace(job.treePath).freeBytes - job.reserveBytes),
     maxTotalBytes: Math.max(ALWAYS_ALLOWED_BYTES, (job.sizeBytes ?? 0) * MAX_RATIO),

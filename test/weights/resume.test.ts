@@ -23,6 +23,8 @@ import {
   partialState,
   removePartials,
 } from "../../src/weights/journal.ts";
+import { describePlan } from "../../src/weights/plan.ts";
+import { tar } from "../support/tar.ts";
 import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
 import { file, isFetch, WeightServer, when } from "../support/weight-server.ts";
@@ -394,6 +396,44 @@ describe("disks", () => {
       server.on(PATH, file(BODY));
       await installer.install([wanted]);
       expect(sha256File(target)).toBe(SHA);
+    },
+  );
+
+  test.skipIf(!canMount)(
+    "an archive for which there is no room beside its content is unpacked straight from the network, as the plan says",
+    async () => {
+      await using disk = await small(4_500_000);
+      if (disk === undefined) {
+        return;
+      }
+      const bytes = tar([{ name: "w.safetensors", body: BODY }]);
+      let cuts = 0;
+      server.on("/w.tar", async (request, reply) => {
+        if (isFetch(request) && cuts < 2) {
+          cuts += 1;
+          reply.head(200, { "content-length": bytes.length, etag: '"1"' });
+          await reply.write(bytes.subarray(0, 1_000_000));
+          reply.close();
+          return;
+        }
+        await file(bytes, { etag: '"1"' })(request, reply);
+      });
+      await using installer = quickInstaller(disk.path);
+      const folder = join(disk.path, "checkpoints");
+      const wanted = job(folder, server.url("/w.tar"), {
+        name: "w.safetensors",
+        unpack: "tar",
+        sha256: SHA,
+      });
+      expect(describePlan(await installer.plan([wanted]))).toContain("straight from the network");
+      await installer.install([wanted]);
+      expect(sha256File(join(folder, "w.safetensors"))).toBe(SHA);
+      expect(server.fetches("/w.tar").map(({ range }) => range)).toEqual([
+        undefined,
+        undefined,
+        undefined,
+      ]);
+      expect(listPartials([disk.path])).toEqual([]);
     },
   );
 
