@@ -10,6 +10,7 @@ export interface ConnectionLimits {
 interface OriginState {
   active: number;
   limit: number;
+  /** On the clock that never jumps. */
   pausedUntilMs: number;
 }
 
@@ -57,7 +58,7 @@ export class ConnectionBudget {
   /** The origin said "too much": nobody asks it again before `ms` have passed, and then with half as many. */
   pause(url: string, ms: number): void {
     const state = this.#state(new URL(url).origin);
-    state.pausedUntilMs = Math.max(state.pausedUntilMs, Date.now() + ms);
+    state.pausedUntilMs = Math.max(state.pausedUntilMs, performance.now() + ms);
     state.limit = Math.max(1, Math.floor(Math.min(state.limit, Math.max(state.active, 2)) / 2));
   }
 
@@ -69,7 +70,7 @@ export class ConnectionBudget {
 
   async #rest(origin: string, signal: AbortSignal): Promise<void> {
     for (;;) {
-      const waitMs = this.#state(origin).pausedUntilMs - Date.now();
+      const waitMs = this.#state(origin).pausedUntilMs - performance.now();
       if (waitMs <= 0) {
         return;
       }

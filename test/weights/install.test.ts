@@ -145,6 +145,33 @@ describe("an installation", () => {
     expect(listPartials([dir.path])).toEqual([]);
   });
 
+  test("D34: ends at once when it is called off, also when the server has fallen silent", async () => {
+    server.on(
+      PATH,
+      when(
+        isFetch,
+        async (_request, reply) => {
+          reply.head(206, { "content-length": 600_076, "content-range": "bytes 0-600075/600076" });
+          await reply.silence();
+        },
+        file(BODY),
+      ),
+    );
+    // With these deadlines it would hang beyond the test's own.
+    const patient = { headersTimeoutMs: 60_000, stallTimeoutMs: 60_000, chunkBytes: 2 ** 20 };
+    await using installer = quickInstaller(dir.path, { tuning: patient });
+    const controller = new AbortController();
+    const running = installer.install([job(destination, server.url(PATH))], {
+      signal: controller.signal,
+    });
+    running.catch(() => undefined);
+    while (server.requests.filter(isFetch).length === 0) {
+      await Bun.sleep(5);
+    }
+    controller.abort();
+    expect((await failureOf(running)).code).toBe("CANCELED");
+  });
+
   test("of files with one SHA-256 fetches one and links the others", async () => {
     await using installer = quickInstaller(dir.path);
     const other = dir.join("vae", "copy.safetensors");

@@ -400,6 +400,26 @@ describe("disks", () => {
   );
 
   test.skipIf(!canMount)(
+    "D38, D47: on a read-only disk a new file says why not, and one that is there is used",
+    async () => {
+      await using disk = await small(8_000_000);
+      if (disk === undefined) {
+        return;
+      }
+      const there = join(disk.path, "checkpoints", "there.safetensors");
+      mkdirSync(join(disk.path, "checkpoints"));
+      writeFileSync(there, BODY);
+      await Bun.$`mount -o remount,ro ${disk.path}`.quiet();
+      await using installer = quickInstaller(disk.path);
+      const target = join(disk.path, "checkpoints", "w.safetensors");
+      expect(await codeOf(installer.install([job(target, server.url(PATH))]))).toBe(
+        "PATH_UNWRITABLE",
+      );
+      expect((await installer.install([job(there, server.url(PATH))]))[0]?.fetched).toBe(false);
+    },
+  );
+
+  test.skipIf(!canMount)(
     "an archive for which there is no room beside its content is unpacked straight from the network, as the plan says",
     async () => {
       await using disk = await small(4_500_000);
