@@ -18,6 +18,7 @@ import {
 } from "./src/cog/inputs.ts";
 import type { CogModel } from "./src/cog/predictor.ts";
 import { OutputFile } from "./src/cog/predictor.ts";
+import type { RunProgress } from "./src/comfy/engine.ts";
 import { progressLine } from "./src/comfy/progress-line.ts";
 import type { PlacedInputs } from "./src/media/inputs.ts";
 import { optimiseOutputs } from "./src/media/optimise.ts";
@@ -28,7 +29,7 @@ import type { Logger } from "./src/platform/log.ts";
 import { silentLogger, teeLogger } from "./src/platform/log.ts";
 import { sleep } from "./src/platform/retry.ts";
 import { describePlan, planInstall } from "./src/weights/plan.ts";
-import type { InstallJob } from "./src/weights/plan-types.ts";
+import type { InstallJob, InstallProgress } from "./src/weights/plan-types.ts";
 import { weightsMissing } from "./src/weights/report.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
 import type { AppliedOverride } from "./src/workflow/overrides.ts";
@@ -98,6 +99,8 @@ export interface RunContext {
   readonly signal?: AbortSignal | undefined;
   /** Gets every line that belongs to this run. */
   readonly log?: ((line: string) => void) | undefined;
+  /** Gets progress as data: of the run by node, of downloads by weight. */
+  readonly progress?: ((state: Record<string, string | number | null>) => void) | undefined;
 }
 
 /** Runs when no workflow is given and none is preloaded: needs no weight and no input. */
@@ -160,7 +163,11 @@ export class Predictor implements AsyncDisposable {
     const run = { signal: context.signal, log: teeLogger(this.#log, context.log) };
     const loaded = await this.loadWorkflow(wanted, run);
     const { workflow: given, applied } = this.comfyui.apply_overrides(loaded, wanted.overrides);
-    const checked = await this.comfyui.handle_weights(given, { ...weightsRequest(wanted), ...run });
+    const checked = await this.comfyui.handle_weights(given, {
+      ...weightsRequest(wanted),
+      ...run,
+      onProgress: (progress) => context.progress?.(downloadState(progress)),
+    });
     const workflow = this.setSeeds(checked, { wanted, applied, log: run.log });
     using placed = await this.handle_input_file(workflow, workflowInput(wanted), context);
     const result = await this.comfyui.run_workflow(
@@ -169,7 +176,10 @@ export class Predictor implements AsyncDisposable {
         ...run,
         // As in the original, fixed seeds run everything again; temporary files exist only after a real run.
         resetCache: wanted.force_reset_cache || !wanted.randomise_seeds || wanted.return_temp_files,
-        onProgress: (progress) => run.log.info(progressLine(progress)),
+        onProgress: (progress) => {
+          run.log.info(progressLine(progress));
+          context.progress?.(runState(progress));
+        },
       },
     );
     const files = await this.comfyui.get_files(result, {
@@ -318,8 +328,8 @@ export function cogModel(predictor: Predictor): CogModel {
     output: { type: "array", items: { type: "string", format: "uri" } },
     streaming: predictor.config.PREDICTION_STREAMING,
     setup: ({ signal, log }) => predictor.setup(undefined, { signal, log }),
-    predict: async function* (input, { signal, log }) {
-      const files = await predictor.predict(input, { signal, log });
+    predict: async function* (input, { signal, log, progress }) {
+      const files = await predictor.predict(input, { signal, log, progress });
       try {
         for (const file of files) {
           yield new OutputFile(file);
@@ -337,6 +347,26 @@ export function cogModel(predictor: Predictor): CogModel {
     },
     dispose: () => predictor[Symbol.asyncDispose](),
   };
+}
+
+/** Progress of a run as an event's data. */
+function runState(progress: RunProgress): Record<string, string | number | null> {
+  const { nodeId, nodeTitle, classType, value, max, finished, total } = progress;
+  return {
+    node: nodeId,
+    title: nodeTitle,
+    class_type: classType,
+    value: value ?? null,
+    max: max ?? null,
+    finished_nodes: finished,
+    total_nodes: total,
+  };
+}
+
+/** Progress of a download as an event's data. */
+function downloadState(progress: InstallProgress): Record<string, string | number | null> {
+  const { name, phase, doneBytes, totalBytes } = progress;
+  return { weight: name, phase, done_bytes: doneBytes, total_bytes: totalBytes ?? null };
 }
 
 function weightsRequest(wanted: PredictInput): WeightsRequest {
