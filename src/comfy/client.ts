@@ -12,6 +12,7 @@ import type { Graph } from "../workflow/graph.ts";
 import type { HistoryEntry, PromptRefusal as Refusal, PromptReply as Reply } from "./wire.ts";
 import {
   History,
+  LogRecords,
   PromptRefusal,
   PromptReply,
   parseWireJson,
@@ -140,6 +141,15 @@ export class ComfyClient {
   /** `GET /internal/folder_paths`, as it comes: where the engine looks for models. */
   async folderPaths(signal?: AbortSignal): Promise<unknown> {
     return await this.#unknown("/internal/folder_paths", signal);
+  }
+
+  /** The lines of its log that it still has, oldest first. */
+  async logLines(signal?: AbortSignal): Promise<string[]> {
+    const { entries } = await this.#json("/internal/logs/raw", LogRecords, { signal });
+    return entries
+      .map(({ m }) => m)
+      .join("")
+      .split(/[\r\n]+/);
   }
 
   /** Sends a file into the input folder. @returns the name a loader takes */

@@ -26,6 +26,12 @@ export const SystemStats = z.looseObject({
 });
 export type SystemStats = z.infer<typeof SystemStats>;
 
+/** `GET /internal/logs/raw`: the last 300 records, a record may hold several lines or a part of one. */
+export const LogRecords = z.looseObject({
+  entries: z.array(z.looseObject({ m: z.string().catch("") })),
+});
+export type LogRecords = z.infer<typeof LogRecords>;
+
 /** `[number, prompt_id, prompt, extra_data, outputs_to_execute]`; only the id matters to us. */
 const QueueItem = z.array(z.unknown()).transform((item) => String(item[1]));
 

@@ -9,7 +9,7 @@ import type { InputDefinition, NodeDefinition, NodeDefinitions } from "./definit
 import { clip, listNames } from "./describe.ts";
 import type { Graph, GraphNode } from "./graph.ts";
 import { linkOf } from "./graph.ts";
-import { nodeOf } from "./graph-read.ts";
+import { nodeOf, record } from "./graph-read.ts";
 import { didYouMean, nearNames } from "./near.ts";
 import { choicesOf, looksLikeFile } from "./values.ts";
 import { findCycle, reachableNodes } from "./walk.ts";
@@ -31,6 +31,11 @@ export interface PreflightProblem {
   readonly type: PreflightType;
   /** One sentence for people, without the node's name. */
   readonly message: string;
+  /**
+   * False where a node may judge by itself: one that defines `VALIDATE_INPUTS` takes values beyond its own lists and
+   * ranges, and packs have types and outputs that equal everything. The definitions don't tell.
+   */
+  readonly isCertain: boolean;
   readonly nodeId?: string;
   readonly classType?: string;
   readonly title?: string;
@@ -39,25 +44,34 @@ export interface PreflightProblem {
 
 /** Everything the server would refuse, in the order of the file; classes first, as it looks at them first. */
 export function preflight(graph: Graph, definitions: NodeDefinitions): PreflightProblem[] {
-  const problems: PreflightProblem[] = [];
-  const entries = Object.entries(graph);
-  for (const [id, node] of entries) {
-    if (!definitions.has(node.class_type)) {
+  return [...missingClasses(graph, definitions), ...refusedInputs(graph, definitions)];
+}
+
+function missingClasses(graph: Graph, definitions: NodeDefinitions): PreflightProblem[] {
+  return Object.entries(graph)
+    .filter(([, node]) => !definitions.has(node.class_type))
+    .map(([id, node]) => {
       const near = didYouMean(nearNames(node.class_type, definitions.classes(), 1));
       const message = `the class '${clip(node.class_type)}' is not installed${near}`;
-      problems.push(problemAt(id, node, { type: "missing_node_type", message }));
-    }
-  }
+      return problemAt(id, node, { type: "missing_node_type", message, isCertain: true });
+    });
+}
+
+/** What the server would refuse beside classes that aren't there. */
+export function refusedInputs(graph: Graph, definitions: NodeDefinitions): PreflightProblem[] {
+  const problems: PreflightProblem[] = [];
+  const entries = Object.entries(graph);
   if (!entries.some(([, node]) => definitions.isOutput(node.class_type) ?? true)) {
-    problems.push({ type: "prompt_no_outputs", message: "no node saves or shows anything" });
-    return problems;
-  }
-  const cycle = findCycle(graph);
-  if (cycle !== undefined) {
-    const message = `nodes read from each other in a circle: ${listNames(cycle)}`;
-    problems.push({ type: "dependency_cycle", message });
+    const message = "no node saves or shows anything";
+    return [{ type: "prompt_no_outputs", message, isCertain: true }];
   }
   const needed = reachableNodes(graph, (classType) => definitions.isOutput(classType));
+  // The server never looks at nodes that no output needs.
+  const cycle = findCycle(record(entries.filter(([id]) => needed.has(id))));
+  if (cycle !== undefined) {
+    const message = `nodes read from each other in a circle: ${listNames(cycle)}`;
+    problems.push({ type: "dependency_cycle", message, isCertain: true });
+  }
   for (const id of needed) {
     const node = nodeOf(graph, id);
     const definition = node && definitions.get(node.class_type);
@@ -68,7 +82,14 @@ export function preflight(graph: Graph, definitions: NodeDefinitions): Preflight
   return problems;
 }
 
-type Finding = Pick<PreflightProblem, "type" | "message" | "input">;
+type Finding = Pick<PreflightProblem, "type" | "message" | "input" | "isCertain">;
+
+/** Complaints that the server makes of every node alike: it looks whether an input is there, then casts. */
+const CERTAIN: ReadonlySet<PreflightType> = new Set([
+  "required_input_missing",
+  "bad_linked_input",
+  "invalid_input_type",
+]);
 
 function problemAt(nodeId: string, node: GraphNode, finding: Finding): PreflightProblem {
   const title = node._meta?.title;
@@ -110,16 +131,17 @@ class NodeCheck {
 
   #checkInput(input: InputDefinition, name: string): void {
     const { inputs } = this.#node;
-    const value = Object.hasOwn(inputs, name) ? inputs[name] : undefined;
-    if (value === undefined) {
+    const given = Object.hasOwn(inputs, name) ? inputs[name] : undefined;
+    const value = unwrapped(given);
+    if (given === undefined || value === undefined) {
       // The server leaves a dynamic combo that isn't there out of what it checks.
       if (input.required && input.variants === undefined) {
         this.#report("required_input_missing", name, "nothing is connected or set");
       }
       return;
     }
-    if (Array.isArray(value)) {
-      this.#checkLink(value, input, name);
+    if (Array.isArray(given)) {
+      this.#checkLink(given, input, name);
     } else {
       this.#checkValue(value, input, name);
     }
@@ -145,8 +167,13 @@ class NodeCheck {
     }
   }
 
-  #report(type: PreflightType, input: string, message: string): void {
-    this.#found.push({ type, input, message: `${clip(input)}: ${message}` });
+  #report(
+    type: PreflightType,
+    input: string,
+    message: string,
+    isCertain: boolean = CERTAIN.has(type),
+  ): void {
+    this.#found.push({ type, input, message: `${clip(input)}: ${message}`, isCertain });
   }
 
   #checkLink(value: readonly JsonValue[], input: InputDefinition, name: string): void {
@@ -157,13 +184,15 @@ class NodeCheck {
       return;
     }
     const outputs = this.#definitions.get(source.class_type)?.outputs;
-    const output = outputs?.[link.slot];
+    // Python counts a negative slot from the end.
+    const output = outputs?.at(link.slot);
     if (outputs !== undefined && output === undefined) {
       const has = outputs.length === 1 ? "1 output" : `${outputs.length} outputs`;
       this.#report(
         "bad_linked_input",
         name,
         `node ${link.nodeId} has ${has}, not number ${link.slot}`,
+        false,
       );
     } else if (output !== undefined && !canFeed(output.type, input.type)) {
       const message = `node ${link.nodeId} gives ${output.type}, wanted is ${clip(input.type, 40)}`;
@@ -201,7 +230,7 @@ class NodeCheck {
     const choices = choicesOf(input);
     const isFile =
       input.upload !== undefined || (typeof value === "string" && looksLikeFile(value));
-    if (choices === undefined || isFile || isJsonObject(value) || choices.includes(value)) {
+    if (choices === undefined || isFile || isObject(value) || choices.includes(value)) {
       return;
     }
     const near = nearNames(String(value), choices.map(String));
@@ -211,6 +240,14 @@ class NodeCheck {
   }
 }
 
+/** The server takes what stands in `{"__value__": …}`, which is how a list is told from a link. */
+function unwrapped(value: JsonValue | undefined): JsonValue | undefined {
+  return isJsonObject(value) && Object.hasOwn(value, "__value__") ? value["__value__"] : value;
+}
+
+/** What Python's `float()` takes beyond digits. */
+const WORDS_FOR_NUMBERS = /^\s*[+-]?(nan|inf|infinity)\s*$/i;
+
 function castNumber(value: JsonValue, isWhole: boolean): number | bigint | undefined {
   if (typeof value === "number" || typeof value === "bigint") {
     return value;
@@ -218,10 +255,20 @@ function castNumber(value: JsonValue, isWhole: boolean): number | bigint | undef
   if (typeof value === "boolean") {
     return Number(value);
   }
-  const pattern = isWhole ? /^\s*[+-]?\d[\d_]*\s*$/ : /^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$/i;
+  if (!isWhole && typeof value === "string" && WORDS_FOR_NUMBERS.test(value)) {
+    // Greater or less than nothing.
+    return Number.NaN;
+  }
+  const pattern = isWhole
+    ? /^\s*[+-]?\d[\d_]*\s*$/
+    : /^\s*[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?\s*$/i;
   return typeof value === "string" && pattern.test(value)
     ? Number(value.replaceAll("_", ""))
     : undefined;
+}
+
+function isObject(value: JsonValue): boolean {
+  return typeof value === "object" && value !== null;
 }
 
 function canFeed(output: string, input: string): boolean {

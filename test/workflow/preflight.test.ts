@@ -143,7 +143,7 @@ describe("preflight", () => {
 
   test("says that nothing is saved or shown", () => {
     expect(preflight({ "1": { class_type: "EmptyImage", inputs: {} } }, core)).toEqual([
-      { type: "prompt_no_outputs", message: "no node saves or shows anything" },
+      { type: "prompt_no_outputs", message: "no node saves or shows anything", isCertain: true },
     ]);
   });
 
@@ -154,7 +154,59 @@ describe("preflight", () => {
       c: { class_type: "PreviewImage", inputs: { images: ["a", 0] } },
     };
     expect(preflight(graph, core)).toEqual([
-      { type: "dependency_cycle", message: "nodes read from each other in a circle: 'b' and 'a'" },
+      {
+        type: "dependency_cycle",
+        message: "nodes read from each other in a circle: 'b' and 'a'",
+        isCertain: true,
+      },
     ]);
+  });
+
+  test("lets a circle be that no output needs, as the server does", () => {
+    const graph: Graph = {
+      a: { class_type: "ImageInvert", inputs: { image: ["b", 0] } },
+      b: { class_type: "ImageInvert", inputs: { image: ["a", 0] } },
+      c: { class_type: "EmptyImage", inputs: { width: 8, height: 8, batch_size: 1, color: 0 } },
+      d: { class_type: "PreviewImage", inputs: { images: ["c", 0] } },
+    };
+    expect(preflight(graph, core)).toEqual([]);
+  });
+
+  test("is certain only of what the server refuses whatever a node says itself", () => {
+    const graph: Graph = {
+      "1": { class_type: "EmptyImage", inputs: { width: "x", height: 99999, color: 0 } },
+      "2": {
+        class_type: "ImageScale",
+        inputs: {
+          image: ["1", 1],
+          upscale_method: "lancos",
+          width: 1,
+          height: 1,
+          crop: "disabled",
+        },
+      },
+      "3": { class_type: "PreviewImage", inputs: { images: ["2", 0] } },
+    };
+    const types = preflight(graph, core).map(({ type, isCertain }) => [type, isCertain]);
+    expect(types).toEqual([
+      ["invalid_input_type", true],
+      ["value_bigger_than_max", false],
+      ["required_input_missing", true],
+      ["bad_linked_input", false],
+      ["value_not_in_list", false],
+    ]);
+  });
+
+  test.each([
+    ["nan", "FLOAT"],
+    ["-Infinity", "FLOAT"],
+    ["1_0.5e1", "FLOAT"],
+    [{ __value__: 3 }, "FLOAT"],
+  ])("takes %j for a %s as Python does", (value) => {
+    const graph: Graph = {
+      "1": { class_type: "PrimitiveFloat", inputs: { value } },
+      "2": { class_type: "PreviewAny", inputs: { source: ["1", 0] } },
+    };
+    expect(preflight(graph, core).filter(({ isCertain }) => isCertain)).toEqual([]);
   });
 });
