@@ -39,9 +39,14 @@ export class OrphanWatch implements Disposable {
     if (this.#timeoutMs === 0) {
       return;
     }
+    const isHealth = request.url.endsWith("/health-check");
+    const isCli = CLI_USER_AGENT.test(request.headers.get("user-agent") ?? "");
+    // The image's own HEALTHCHECK asks for ever, whoever is gone.
+    if (isHealth && !isCli) {
+      return;
+    }
     this.#lastSeen = performance.now();
-    const isPoll = CLI_USER_AGENT.test(request.headers.get("user-agent") ?? "");
-    if (this.#timer === undefined && isPoll) {
+    if (this.#timer === undefined && isHealth) {
       this.#timer = setInterval(() => this.#look(), this.#timeoutMs / LOOKS);
       this.#timer.unref();
     }

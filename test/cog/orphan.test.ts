@@ -11,6 +11,16 @@ describe("a server that the cog CLI forgot", () => {
     expect(await twin.server.finished).toBe(0);
   });
 
+  test("ends although the image's own health check goes on asking", async () => {
+    await using twin = await startTwin({ env: CLI });
+    await fetch(`${twin.url}/health-check`, CLI_CLIENT);
+    const asking = setInterval(() => {
+      fetch(`${twin.url}/health-check`).catch(() => undefined);
+    }, 20);
+    expect(await twin.server.finished).toBe(0);
+    clearInterval(asking);
+  });
+
   test("ends after a failed setup too", async () => {
     await using twin = await startTwin({
       env: CLI,
