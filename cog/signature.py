@@ -48,7 +48,7 @@ class Predictor(BasePredictor):
             default=False,
         ),
         overrides: str = Input(
-            description="Values to set in the workflow, as a JSON object: {\"6.text\": \"a cat\", \"KSampler.seed\": 7}, by node id, title or class.",
+            description='Values to set in the workflow, as a JSON object: {"6.text": "a cat", "KSampler.seed": 7}, by node id, title or class.',
             default="",
         ),
         hf_api_token: Secret = Input(

@@ -78,11 +78,28 @@ const PYTHON_TYPES: Readonly<Record<string, string>> = {
   boolean: "bool",
 };
 
+/** The cog CLI takes what stands between the quotes as it is, escapes too: a text is written without any. */
+function pythonText(text: string): string {
+  const isLong = text.includes("\n");
+  const quotes = isLong ? ['"""', "'''"] : ['"', "'"];
+  const quote = quotes.find((one) => !text.includes(one.charAt(0)));
+  const isRaw = text.includes("\\");
+  if (quote === undefined || (isLong && isRaw)) {
+    throw new TypeError(
+      `cog/signature.py cannot express this text for the cog CLI; use one kind of quotes, and no backslash beside line breaks: ${text}`,
+    );
+  }
+  return `${isRaw ? "r" : ""}${quote}${text}${quote}`;
+}
+
 function pythonLiteral(value: unknown): string {
+  if (typeof value === "string") {
+    return pythonText(value);
+  }
   if (typeof value === "boolean") {
     return value ? "True" : "False";
   }
-  // JSON's strings and numbers are written the same in Python.
+  // JSON's numbers are written the same in Python.
   return value === null ? "None" : JSON.stringify(value);
 }
 

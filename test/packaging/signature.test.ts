@@ -48,7 +48,8 @@ describe("cog/signature.py", () => {
     });
     expect(parametersOf(inputs)).toMatchInlineSnapshot(`
       "        text: str = Input(
-                  description="Say \\"so\\"\\nand more",
+                  description='''Say "so"
+      and more''',
                   default="",
                   max_length=9,
               ),
@@ -79,6 +80,11 @@ describe("cog/signature.py", () => {
               ),
       "
     `);
+  });
+
+  test("refuses a text that the CLI would read otherwise than Python", () => {
+    const inputs = z.object({ text: stringInput({ description: `it's a "text"`, default: "" }) });
+    expect(() => signatureOf(inputs)).toThrow("one kind of quotes");
   });
 
   test("refuses an input that Python's signature can't express", () => {
