@@ -129,7 +129,8 @@ interface Probed {
 }
 
 const PROBES_AT_ONCE = 16;
-const PROBE_ATTEMPTS = 3;
+/** A host that can't be reached is told soon; one that says "later" is waited for as any range would. */
+const UNREACHABLE_ATTEMPTS = 3;
 /** Formats whose loading runs no code of the author's: all that a request's own address may bring. */
 const SAFE_ENDINGS = new Set([".safetensors", ".sft", ".gguf"]);
 /** With these the next mirror would fare no better. */
@@ -383,12 +384,13 @@ export class Installer {
         }),
       {
         policy: {
-          attempts: PROBE_ATTEMPTS,
+          attempts: this.#tuning.attempts,
           firstDelayMs: firstRetryDelayMs,
           maxDelayMs: maxRetryDelayMs,
         },
         signal,
-        shouldRetry: retryVerdict,
+        shouldRetry: (error, attempt) =>
+          (attempt < UNREACHABLE_ATTEMPTS || isTold(error)) && retryVerdict(error),
       },
     );
     requireAgreement(job, source, found);
@@ -944,6 +946,11 @@ function requireAgreement(job: InstallJob, source: WeightSource, found: Represen
       },
     );
   }
+}
+
+/** True when the server itself said that it can't now. */
+function isTold(error: unknown): boolean {
+  return error instanceof AppError && ["RATE_LIMITED", "SERVER_ERROR"].includes(error.code);
 }
 
 function retryVerdict(error: unknown): boolean | { readonly delayMs: number } {

@@ -96,12 +96,12 @@ export function makePlan(
   limits: PlanLimits = {},
 ): InstallPlan {
   const steps: PlanStep[] = [];
-  const byHash = new Map<string, InstallJob>();
+  const known = new Map<string, InstallJob>();
   for (const job of distinct(jobs)) {
-    const step = planStep(job, facts, byHash);
+    const step = planStep(job, facts, known);
     steps.push(step);
-    if (step.action !== "copy" && job.sha256 !== undefined && job.unpack === undefined) {
-      byHash.set(job.sha256.toLowerCase(), job);
+    for (const key of step.action === "copy" ? [] : contentKeys(job)) {
+      known.set(key, job);
     }
   }
   const fetched = steps.filter((step) => step.action === "fetch");
@@ -134,6 +134,18 @@ export function memberName(job: InstallJob): string {
   return job.member ?? basename(job.name);
 }
 
+/** Two jobs with a key in common bring the same bytes: by SHA-256, or from the very same addresses. */
+function contentKeys(job: InstallJob): string[] {
+  if (job.unpack !== undefined || job.sources.some(looksLikeArchive)) {
+    return [];
+  }
+  const addresses = job.sources.map(({ url, trust }) => `${trust} ${url}`);
+  return [
+    ...(job.sha256 === undefined ? [] : [job.sha256.toLowerCase()]),
+    ...(addresses.length === 0 ? [] : [addresses.join("\n")]),
+  ];
+}
+
 function distinct(jobs: readonly InstallJob[]): InstallJob[] {
   const seen = new Map<string, InstallJob>();
   for (const job of jobs) {
@@ -159,7 +171,7 @@ function distinct(jobs: readonly InstallJob[]): InstallJob[] {
 function planStep(
   job: InstallJob,
   facts: PlanFacts,
-  byHash: ReadonlyMap<string, InstallJob>,
+  known: ReadonlyMap<string, InstallJob>,
 ): PlanStep {
   const there = facts.destinations.get(jobKey(job));
   const isArchive = job.unpack !== undefined || job.sources.every(looksLikeArchive);
@@ -167,8 +179,10 @@ function planStep(
     const { present: file, presentBytes: bytes } = there;
     return { job, action: "present", file, bytes, resumedBytes: 0, isArchive, isStreamed: false };
   }
-  const twin = job.sha256 === undefined ? undefined : byHash.get(job.sha256.toLowerCase());
-  if (twin !== undefined && !isArchive) {
+  const twin = contentKeys(job)
+    .map((key) => known.get(key))
+    .find((other) => other !== undefined);
+  if (twin !== undefined) {
     return {
       job,
       action: "copy",

@@ -300,8 +300,8 @@ export async function refusalOf(
       retryable: true,
     });
   }
-  const gated = /gated/i.test(headers.get("x-error-code") ?? "");
-  const [code, what, hint] = verdict(status, gated, waitMs !== undefined);
+  const [code, what, hint] =
+    hubVerdict(headers.get("x-error-code") ?? "") ?? verdict(status, waitMs !== undefined);
   return new DownloadError(code, `${label} ${what} (HTTP ${status} from ${host})`, {
     hint: hint ?? accessHint(code, address, road),
     details,
@@ -309,14 +309,23 @@ export async function refusalOf(
   });
 }
 
-function verdict(
-  status: number,
-  gated: boolean,
-  toldToWait: boolean,
-): [ErrorCode, string, string | undefined] {
-  if (gated) {
+/** Hugging Face hides private repositories behind 401, and says in a header what it means. */
+function hubVerdict(errorCode: string): [ErrorCode, string, string | undefined] | undefined {
+  if (/gated/i.test(errorCode)) {
     return ["GATED", "is behind a licence that was not accepted", undefined];
   }
+  if (/^(Repo|Entry|Revision)NotFound$/.test(errorCode)) {
+    const what = errorCode.replace("NotFound", "").toLowerCase().replace("entry", "file");
+    return [
+      "NOT_FOUND",
+      `names no ${what} that this token, or nobody, may see`,
+      "Check the spelling; if the repository is private, set HF_TOKEN to a token that may read it.",
+    ];
+  }
+  return undefined;
+}
+
+function verdict(status: number, toldToWait: boolean): [ErrorCode, string, string | undefined] {
   if (status === 429 || (status === 503 && toldToWait)) {
     return ["RATE_LIMITED", "asks to wait", "Try again later, or add a mirror to the manifest."];
   }

@@ -755,6 +755,17 @@ describe("answers that are no files", () => {
     expect(error?.hint).toContain("HF_TOKEN");
   });
 
+  test("a private or absent repository is told as not found, though the status is 401", async () => {
+    server.on("/org/repo/resolve/main/w.safetensors", (_request, reply) =>
+      reply.send(401, "", { "x-error-code": "RepoNotFound" }),
+    );
+    const credentials = new Credentials({ hfEndpoint: server.origin });
+    const { result, error } = await attempt("hf://org/repo/w.safetensors", {}, { credentials });
+    expect(result).toBe("NOT_FOUND");
+    expect(error?.message).toContain("repo");
+    expect(error?.hint).toContain("HF_TOKEN");
+  });
+
   test("D28: a hostile Content-Disposition changes nothing", async () => {
     for (const disposition of [
       'attachment; filename="../../evil"',

@@ -185,6 +185,25 @@ describe("an installation", () => {
     expect(server.requests.every((request) => request.path === PATH)).toBe(true);
   });
 
+  test("of one address for two places fetches it once, also without a hash", async () => {
+    await using installer = quickInstaller(dir.path);
+    const other = dir.join("vae", "other.safetensors");
+    await installer.install([job(destination, server.url(PATH)), job(other, server.url(PATH))]);
+    expect(sha256File(other)).toBe(SHA);
+    expect(server.fetches(PATH).filter((one) => one.range?.start === 0)).toHaveLength(1);
+  });
+
+  test("waits for a server that is busy when it is first asked", async () => {
+    let left = 6;
+    server.on(PATH, (request, reply) => {
+      left -= 1;
+      return left > 0 ? reply.send(503) : file(BODY)(request, reply);
+    });
+    await using installer = quickInstaller(dir.path, { tuning: { attempts: 8 } });
+    await installer.install([job(destination, server.url(PATH))]);
+    expect(sha256File(destination)).toBe(SHA);
+  });
+
   test("reports every weight that no source gives, together and before anything is fetched", async () => {
     await using installer = quickInstaller(dir.path);
     server.on("/private", (_request, reply) => reply.send(401));
