@@ -12,6 +12,9 @@ import { COG_VERSION } from "../src/cog/service.ts";
 import type { Child } from "../test/support/cog-child.ts";
 import { oddAnswers } from "../test/support/cog-odd.ts";
 import { healthStatus } from "../test/support/cog-scenario.ts";
+import type { Story } from "../test/support/cog-stories.ts";
+import { STORIES, Stage } from "../test/support/cog-stories.ts";
+import { plain, receiverOf } from "../test/support/cog-story-run.ts";
 import { TwinInput } from "../test/support/cog-twin.ts";
 
 const ROOT = resolve(import.meta.dir, "..");
@@ -19,6 +22,7 @@ const VENV = join(ROOT, ".tools", `cog-${COG_VERSION}`);
 const PYTHON = join(VENV, "bin", "python");
 const TWIN = join(ROOT, "test", "support", "cog-reference", "predict.py");
 export const ANSWERS = join(ROOT, "test", "contract", "cog-answers.json");
+export const STORY_ANSWERS = join(ROOT, "test", "contract", "cog-stories.json");
 const READY_MS = 30_000;
 
 export interface ReferenceOptions {
@@ -134,6 +138,25 @@ async function untilItAnswers(port: number, untilSetup: boolean): Promise<void> 
   throw new Error(`Cog's own server did not answer within ${READY_MS / 1000} s`);
 }
 
+/** Plays a story on the real server, started for it. */
+export async function playOnReference(story: Story): Promise<unknown> {
+  using receiver = receiverOf(story);
+  const isAsync = (story.slots ?? 1) > 1;
+  const sync = story.streaming === true ? "StreamingPredictor" : "Predictor";
+  await using server = await startReference({
+    predictor: isAsync ? "AsyncPredictor" : sync,
+    flags: story.uploads === true ? ["--upload-url", `${receiver.origin}/up/77x/`] : [],
+    wait: story.setup !== "held",
+    env: {
+      ...story.env,
+      COG_MAX_CONCURRENCY: String(story.slots ?? 1),
+      ...(story.setup === undefined ? {} : { TWIN_SETUP_URL: `${receiver.origin}/setup` }),
+    },
+  });
+  const target = story.ends === true ? server : { port: server.port };
+  return plain(await story.play(new Stage(target, receiver)));
+}
+
 if (import.meta.main) {
   await prepareReference();
   console.log(`Cog's own server: ${await referenceHome()}`);
@@ -141,4 +164,10 @@ if (import.meta.main) {
   const answers = await oddAnswers(server.port);
   writeFileSync(ANSWERS, `${JSON.stringify(answers, null, 1)}\n`);
   console.log(`${Object.keys(answers).length} answers written to ${ANSWERS}`);
+  const stories: Record<string, unknown> = {};
+  for (const story of STORIES) {
+    stories[story.name] = await playOnReference(story);
+  }
+  writeFileSync(STORY_ANSWERS, `${JSON.stringify(stories, null, 1)}\n`);
+  console.log(`${STORIES.length} stories written to ${STORY_ANSWERS}`);
 }

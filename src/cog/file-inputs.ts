@@ -246,8 +246,8 @@ export function fromPercents(text: string): Uint8Array {
 function baseName(url: string): string {
   const { pathname } = new URL(url);
   const raw = Buffer.from(fromPercents(pathname.slice(pathname.lastIndexOf("/") + 1))).toString();
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters have no place in a name
-  const clean = raw.replace(/[\u0000-\u001f\u007f/\\:*?"<>|]/g, "_");
+  // What a file system refuses, and what would break a line of a log.
+  const clean = raw.replace(/[\p{Cc}/]/gu, "_");
   return cut(clean);
 }
 

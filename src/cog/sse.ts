@@ -4,6 +4,11 @@ import { writeJson } from "./json-writer.ts";
 
 /** Silence after which a comment shows that the connection lives. */
 export const KEEP_ALIVE_MS = 15_000;
+/**
+ * Bun sends status and headers with the first bytes of a body. Where no event is at hand, the comment comes at once
+ * instead, so that a client knows that its request was accepted.
+ */
+const FIRST_WAIT_MS = 5;
 const KEEP_ALIVE = ": keep-alive\n\n";
 
 /** True when an Accept header asks for events, by Cog's rule: a part equals the type up to its `;`, case and all. */
@@ -23,10 +28,12 @@ export function eventStream(
   keepAliveMs: number = KEEP_ALIVE_MS,
 ): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
+  let waitMs = Math.min(FIRST_WAIT_MS, keepAliveMs);
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller): Promise<void> {
-        const event = await subscription.next(keepAliveMs);
+        const event = await subscription.next(waitMs);
+        waitMs = keepAliveMs;
         if (event === undefined) {
           controller.close();
           return;

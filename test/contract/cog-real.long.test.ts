@@ -7,8 +7,10 @@ import { readFileSync } from "node:fs";
 import type { ReferenceOptions } from "../../scripts/cog-reference.ts";
 import {
   ANSWERS,
+  playOnReference,
   prepareReference,
   referenceHome,
+  STORY_ANSWERS,
   startReference,
 } from "../../scripts/cog-reference.ts";
 import type { Child } from "../support/cog-child.ts";
@@ -16,6 +18,7 @@ import { factsOf } from "../support/cog-facts.ts";
 import { oddAnswers } from "../support/cog-odd.ts";
 import type { Run, Scenario } from "../support/cog-scenario.ts";
 import { needsOf, play, receiverFor, scenarios } from "../support/cog-scenario.ts";
+import { STORIES } from "../support/cog-stories.ts";
 import { describeCases } from "../support/shared.ts";
 
 async function whyNot(): Promise<string | undefined> {
@@ -91,6 +94,15 @@ if (missing === undefined) {
       await using server = await startReference();
       expect(await oddAnswers(server.port)).toEqual(recorded as Record<string, unknown>);
     }, 120_000);
+
+    const recorded: Record<string, unknown> = JSON.parse(readFileSync(STORY_ANSWERS, "utf8"));
+    test.each(STORIES.map((story) => [story.name, story] as const))(
+      "story: %s",
+      async (name, story) => {
+        expect(await playOnReference(story)).toEqual(recorded[name]);
+      },
+      30_000,
+    );
 
     describeCases("cog_transcripts", () => {
       test.each(scenarios().map((scenario) => [scenario.name, scenario] as const))(

@@ -182,7 +182,9 @@ function bodyOf(answer: RawAnswer | undefined): JsonMap {
 }
 
 function sseFacts(answer: RawAnswer | undefined): JsonMap {
-  const blocks = (answer?.body ?? "").split("\n\n").filter((block) => block !== "");
+  const blocks = (answer?.body ?? "")
+    .split("\n\n")
+    .filter((block) => block !== "" && !block.startsWith(":"));
   const fields = blocks.map((block) => block.split("\n").map((line) => line.split(": ")[0] ?? ""));
   const events = blocks.map((block) => ({
     event: /^event: (.*)$/m.exec(block)?.[1],
@@ -561,4 +563,25 @@ function inFull(run: Run, scenario: Scenario): JsonMap {
 /** What a stream that was left had shown depends on when it was left. */
 function withoutEvents(facts: JsonMap, scenario: Scenario): JsonMap {
   return scenario.name.startsWith("sse.leave") ? { ...facts, events: [], log_shape: [] } : facts;
+}
+
+/** What a stream held, event by event; the number of log lines depends on buffers. */
+export function eventFacts(answer: RawAnswer | undefined): Facts {
+  return answer?.headers.get("content-type") === "text/event-stream"
+    ? sseFacts(answer)
+    : answerFacts(answer);
+}
+
+/** States of webhooks in the order in which they happened, not in which they arrived. */
+export function hookStatuses(hooks: Run["hooks"]): Facts {
+  return hookFacts({
+    requests: [],
+    answers: [],
+    hooks,
+    uploads: [],
+    uploadsAtAnswer: 0,
+    during: undefined,
+    after: "",
+    exit: undefined,
+  });
 }

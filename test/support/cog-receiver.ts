@@ -33,6 +33,8 @@ export interface ReceiverOptions {
   readonly holdHooks?: boolean;
   /** `Location` of uploads. */
   readonly location?: string | undefined;
+  /** Status of uploads; 200 unless given. */
+  readonly uploadStatus?: number;
   /** What `/setup` answers: at once 404, or 200 when released. */
   readonly setup?: "fails" | "held";
 }
@@ -161,7 +163,10 @@ export class Receiver implements Disposable {
     });
     this.#notify();
     const { location } = this.#options;
-    return new Response("", { status: 200, headers: location === undefined ? {} : { location } });
+    return new Response("", {
+      status: this.#options.uploadStatus ?? 200,
+      headers: location === undefined ? {} : { location },
+    });
   }
 
   #notify(): void {

@@ -152,7 +152,7 @@ export interface Target {
   /** Milliseconds between one answer and the next request: Cog hands its slot back a moment after it has answered. */
   readonly pauseMs?: number;
   /** Sends a signal to its process, where it has one of its own. */
-  signal?(name: "SIGTERM"): void;
+  signal?(name: "SIGTERM" | "SIGINT"): void;
   /** How it ended, where the scenario ends it. */
   readonly exited?: Promise<{ readonly code: number | null; readonly signal: string | null }>;
 }
