@@ -5,6 +5,7 @@
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Engine, RunProgress, RunResult } from "./src/comfy/engine.ts";
+import { importFailures } from "./src/comfy/import-failures.ts";
 import { prefixOutputs } from "./src/comfy/prefix.ts";
 import { runWorkflow } from "./src/comfy/run.ts";
 import { startEngine } from "./src/comfy/start.ts";
@@ -34,6 +35,8 @@ import { NodeDefinitions } from "./src/workflow/definitions.ts";
 import type { UsedSeed } from "./src/workflow/edits.ts";
 import { randomiseSeeds } from "./src/workflow/edits.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
+import type { ImportFailure, Obstacle } from "./src/workflow/obstacles.ts";
+import { findObstacles, obstacleLine, refusedBeforehand } from "./src/workflow/obstacles.ts";
 import type { AppliedOverride } from "./src/workflow/overrides.ts";
 import { applyOverrides, readOverrides } from "./src/workflow/overrides.ts";
 import { parseWorkflow } from "./src/workflow/parse.ts";
@@ -82,6 +85,9 @@ export class ComfyUI implements AsyncDisposable {
   #engine: Engine | undefined;
   #shelf: InputShelf | undefined;
   #definitions: NodeDefinitions | undefined;
+  #importFailures: readonly ImportFailure[] = [];
+  /** Address of the engine that told the definitions: another one after a restart. */
+  #toldBy: string | undefined;
 
   /** With no argument it takes its settings from the environment. */
   constructor(options: ComfyUIOptions = {}) {
@@ -124,12 +130,7 @@ export class ComfyUI implements AsyncDisposable {
     });
     this.#engine = engine;
     this.#shelf = new InputShelf(engine);
-    const [objectInfo, folders] = await Promise.all([
-      engine.client.objectInfo(signal),
-      engine.client.folderPaths(signal),
-    ]);
-    this.#definitions = NodeDefinitions.fromObjectInfo(objectInfo);
-    this.weights.use_engine_folders(folders);
+    await this.learn(engine, signal);
   }
 
   /** Reads the tables that every request needs, so that the first one does not pay for them. */
@@ -148,11 +149,12 @@ export class ComfyUI implements AsyncDisposable {
    */
   async load_workflow(
     given: GivenWorkflow,
-    options: { trust?: Trust; signal?: AbortSignal | undefined } = {},
+    options: { trust?: Trust; signal?: AbortSignal | undefined; allowUnnamed?: boolean } = {},
   ): Promise<Workflow> {
     if (isWorkflow(given)) {
       return given;
     }
+    const { allowUnnamed } = options;
     const isOperator = options.trust === "operator";
     const source =
       typeof given === "string"
@@ -162,7 +164,7 @@ export class ComfyUI implements AsyncDisposable {
             signal: options.signal,
           })
         : given;
-    return parseWorkflow(source, { definitions: this.#definitions });
+    return parseWorkflow(source, { definitions: this.#definitions, allowUnnamed });
   }
 
   /** The weights a workflow needs: as it spells them, in node order, once each. */
@@ -195,6 +197,19 @@ export class ComfyUI implements AsyncDisposable {
     });
   }
 
+  /**
+   * What stands in the way of a run beside weights: classes that aren't there with their packs, what ComfyUI would
+   * refuse, nodes that call paid services. Before an engine runs, only what its file tells; nothing of it blocks.
+   */
+  find_obstacles(workflow: Workflow, refs = this.find_weights(workflow)): Obstacle[] {
+    const named = new Set(refs.map(({ nodeId, input }) => `${nodeId}\n${input}`));
+    return findObstacles(workflow, {
+      definitions: this.#definitions,
+      engine: this.#engine && { kind: this.#engine.kind, importFailures: this.#importFailures },
+      isWeight: (nodeId, input) => named.has(`${nodeId}\n${input}`),
+    });
+  }
+
   weight_exists(name: string): boolean {
     return this.weights.weight_exists(name);
   }
@@ -202,7 +217,8 @@ export class ComfyUI implements AsyncDisposable {
   /**
    * Makes sure that everything is there, and spells names as the engine lists them. Downloads only where the operator's
    * policy and the request say so.
-   * @throws WeightError WEIGHTS_MISSING with one report of everything that is missing
+   * @throws WeightError WEIGHTS_MISSING with one report of everything that is missing, and of what ComfyUI would refuse;
+   *   EngineError PROMPT_REJECTED with the latter alone
    */
   async handle_weights(given: GivenWorkflow, request: WeightsRequest = {}): Promise<Workflow> {
     const workflow = asWorkflow(given);
@@ -214,11 +230,18 @@ export class ComfyUI implements AsyncDisposable {
       return workflow;
     }
     const checked = this.timedCheck(workflow);
-    const { validation, tookMs } =
-      checked.validation.missing.length === 0
-        ? checked
-        : await this.fetchMissing(workflow, checked.validation, request);
+    const obstacles = await this.obstaclesNow(workflow, request.signal);
+    const isMissing = checked.validation.missing.length > 0;
+    if (!isMissing && obstacles.some(({ blocks }) => blocks)) {
+      throw refusedBeforehand(obstacles);
+    }
+    const { validation, tookMs } = isMissing
+      ? await this.fetchMissing(workflow, checked.validation, { ...request, obstacles })
+      : checked;
     this.tell(validation, tookMs, log);
+    for (const obstacle of obstacles) {
+      log.warn(`${obstacleLine(obstacle)}; going on`);
+    }
     const { graph, respelled } = respellWeights(workflow.graph, validation.present);
     for (const { nodeId, from, to } of respelled) {
       log.info(`Node ${nodeId}: "${from}" is given to ComfyUI as "${to}"`);
@@ -331,6 +354,36 @@ export class ComfyUI implements AsyncDisposable {
     ]);
   }
 
+  /** Learns what the engine knows: its classes, its folders, the packs that it could not load. */
+  private async learn(engine: Engine, signal: AbortSignal | undefined): Promise<void> {
+    const toldBy = engine.url;
+    const [objectInfo, folders, logLines] = await Promise.all([
+      engine.client.objectInfo(signal),
+      engine.client.folderPaths(signal),
+      // Only to tell more: an engine that keeps its log to itself is no reason to fail.
+      engine.client.logLines(signal).catch(() => []),
+    ]);
+    this.#definitions = NodeDefinitions.fromObjectInfo(objectInfo);
+    this.#importFailures = importFailures([...engine.lastLog(), ...logLines]);
+    this.#toldBy = toldBy;
+    this.weights.use_engine_folders(folders);
+  }
+
+  /** Nothing blocks on old news: an engine that may have been started anew meanwhile is asked again first. */
+  private async obstaclesNow(
+    workflow: Workflow,
+    signal: AbortSignal | undefined,
+  ): Promise<readonly Obstacle[]> {
+    const obstacles = this.find_obstacles(workflow);
+    const engine = this.#engine;
+    const isStale = engine?.kind === "remote" || engine?.url !== this.#toldBy;
+    if (engine === undefined || !isStale || !obstacles.some(({ blocks }) => blocks)) {
+      return obstacles;
+    }
+    await this.learn(engine, signal);
+    return this.find_obstacles(workflow);
+  }
+
   private timedCheck(workflow: Workflow): TimedCheck {
     const started = performance.now();
     const validation = this.check_weights(workflow);
@@ -340,14 +393,17 @@ export class ComfyUI implements AsyncDisposable {
   private async fetchMissing(
     workflow: Workflow,
     validation: Validation,
-    request: WeightsRequest,
+    request: WeightsRequest & { readonly obstacles: readonly Obstacle[] },
   ): Promise<TimedCheck> {
     const decision = decideDownload(this.config.WEIGHTS_POLICY, request.downloadMissing === true);
     const unsourced = validation.missing.filter(
       (missing) => this.weights.resolve(missing, "request").kind !== "jobs",
     );
-    if (decision.action === "fail" || unsourced.length > 0) {
+    // Nothing is fetched for a workflow that ComfyUI would refuse afterwards.
+    const isRefused = request.obstacles.some(({ blocks }) => blocks);
+    if (decision.action === "fail" || unsourced.length > 0 || isRefused) {
       throw weightsMissing(validation, this.weights.manifest, {
+        obstacles: request.obstacles,
         why: unsourced.length === 0 && decision.action === "fail" ? decision.why : undefined,
         canRequestDownload: this.config.WEIGHTS_POLICY !== "fail",
       });

@@ -6,6 +6,7 @@ import { DEFECT_TEXT, DEFECTS } from "../models/header.ts";
 import { WeightError } from "../platform/errors.ts";
 import { redactUrl } from "../platform/redact.ts";
 import { formatSize } from "../platform/size.ts";
+import { Obstacle, obstacleSections } from "../workflow/obstacles.ts";
 import type { Manifest } from "./manifest.ts";
 import type { KnownWeight, MissingWeight, NearMatch, Validation, WeightRef } from "./refs.ts";
 
@@ -62,6 +63,10 @@ export const MissingReport = z.object({
     withoutSource: z.array(z.string()),
   }),
   commands: z.array(z.object({ command: z.string(), does: z.string() })),
+  obstacles: z
+    .array(Obstacle)
+    .optional()
+    .describe("What else stands in the way of a run, where there is something"),
 });
 
 export type MissingReport = z.infer<typeof MissingReport>;
@@ -74,6 +79,8 @@ export interface ReportOptions {
   readonly manifest?: Manifest | undefined;
   /** False where the operator's policy forbids downloads by request. */
   readonly canRequestDownload?: boolean | undefined;
+  /** What else ComfyUI would refuse: told together with the weights. */
+  readonly obstacles?: readonly Obstacle[] | undefined;
 }
 
 /** Where the report doesn't know what its reader calls the workflow. */
@@ -94,12 +101,14 @@ function shownName(ref: WeightRef): string {
 /** The report as data. */
 export function missingReport(validation: Validation, options: ReportOptions = {}): MissingReport {
   const { missing, warnings } = validation;
+  const obstacles = options.obstacles ?? [];
   return {
     message: missing.length === 0 ? "All required weights are there" : missingLine(missing),
     missing: missing.map((weight) => toEntry(weight, options)),
     warnings: warnings.map((weight) => toEntry(weight, options)),
     download: downloadOf(missing),
     commands: commandsFor(missing, options),
+    ...(obstacles.length === 0 ? {} : { obstacles: [...obstacles] }),
   };
 }
 
@@ -115,6 +124,7 @@ export function missingText(validation: Validation, options: ReportOptions = {})
       ? []
       : ["\nPerhaps missing too (nothing proves that they are needed):"]),
     ...uncertain.map((block) => `\n${block}`),
+    ...obstacleSections(report.obstacles ?? [], true).map((section) => `\n${section}`),
     ...commandLines(report),
   ].join("\n");
 }

@@ -3,6 +3,7 @@
  * refuse, nodes that call paid services. Everything at once, each with its fix, as data and as text. Pure.
  */
 import { z } from "zod";
+import { EngineError } from "../platform/errors.ts";
 import { NodeDefinitions } from "./definitions.ts";
 import { clip, listNames } from "./describe.ts";
 import type { GraphNode, Workflow } from "./graph.ts";
@@ -316,10 +317,37 @@ function packLine({ name, repo, commit, version, toldBy }: PackFacts): string {
   ].join(" · ");
 }
 
+/** The sections of a report: what ComfyUI would refuse, then what is only told. Empty where there is nothing. */
+export function obstacleSections(obstacles: readonly Obstacle[], more = false): string[] {
+  const blocking = obstacles.filter(({ blocks }) => blocks);
+  const others = obstacles.filter(({ blocks }) => !blocks);
+  const title = more ? "ComfyUI would refuse it for this too:" : "ComfyUI would refuse it:";
+  return [
+    ...(blocking.length === 0 ? [] : [title, ...obstacleBlocks(blocking)]),
+    ...(others.length === 0
+      ? []
+      : ["Worth knowing (not certain to stop it):", ...obstacleBlocks(others)]),
+  ];
+}
+
 /** One sentence for the log and for a first line. */
 export function obstacleLine({ message, nodes }: Obstacle): string {
   const ids = nodes.map(({ nodeId }) => nodeId);
   return ids.length === 0
     ? message
     : `${message} (node${ids.length === 1 ? "" : "s"} ${listNames(ids, NAMED_NODES)})`;
+}
+
+/** The error of a workflow that ComfyUI would refuse, before it is queued: all reasons as text, the same as data. */
+export function refusedBeforehand(obstacles: readonly Obstacle[]): EngineError {
+  const blocking = obstacles.filter(({ blocks }) => blocks);
+  const first = blocking.length === 1 ? blocking.map(obstacleLine).join("") : undefined;
+  return new EngineError(
+    "PROMPT_REJECTED",
+    [
+      `ComfyUI would refuse the workflow: ${first ?? `${blocking.length} reasons`}`,
+      ...obstacleBlocks(obstacles),
+    ].join("\n\n"),
+    { details: { obstacles } },
+  );
 }
