@@ -48,7 +48,7 @@ const STAT_BLOCK_BYTES = 512;
 /** Where the owner can't be asked (no lock to be had), one that was silent this long is taken for dead. */
 const SILENT_OWNER_MS = 30_000;
 /** File systems on which a lock may succeed for everybody and an inode may be written by a machine that is gone. */
-const REMOTE_FILE_SYSTEMS = new Set([
+export const REMOTE_FILE_SYSTEMS: ReadonlySet<number> = new Set([
   0x6969, // NFS
   0x517b, // SMB
   0xff534d42, // CIFS
@@ -59,6 +59,20 @@ const REMOTE_FILE_SYSTEMS = new Set([
   0x00c36400, // Ceph
   0x01021997, // 9p
 ]);
+
+/** How an owner that lives is told from one that is gone. Tests put other file systems in its place. */
+export interface OwnershipRules {
+  /** Takes the lock of an open file; undefined where there are no locks. */
+  readonly tryLock: (fd: number) => boolean | undefined;
+  readonly isRemote: (path: string) => boolean;
+  readonly silentMs: number;
+}
+
+const SYSTEM_RULES: OwnershipRules = {
+  tryLock,
+  isRemote: (path) => REMOTE_FILE_SYSTEMS.has(freeSpace(path).type),
+  silentMs: SILENT_OWNER_MS,
+};
 
 /** The state of the object that the bytes belong to. Another state, another file: never mixed. */
 export interface ObjectIdentity {
@@ -97,6 +111,7 @@ export interface PartialRequest {
   readonly fresh?: boolean | undefined;
   /** Don't wait for another process that is at the same file: an attempt of our own. */
   readonly alone?: boolean | undefined;
+  readonly rules?: OwnershipRules | undefined;
 }
 
 /** Bytes between two journal lines: fine enough to lose little, coarse enough to cost nothing. */
@@ -215,7 +230,8 @@ interface OwnedParts {
 export async function openPartial(request: PartialRequest): Promise<PartialFolder | BusyPartial> {
   const home = join(request.root, partialKey(request.destination));
   makeFolder(home);
-  const orphan = request.alone === true ? undefined : claimOrphan(home);
+  const rules = request.rules ?? SYSTEM_RULES;
+  const orphan = request.alone === true ? undefined : claimOrphan(home, rules);
   if (orphan !== undefined && "busy" in orphan) {
     return orphan;
   }
@@ -227,8 +243,8 @@ export async function openPartial(request: PartialRequest): Promise<PartialFolde
     chunk: chunkBytes,
     ...request.identity,
   };
-  const claim = orphan ?? createAttempt(home);
-  if (orphan === undefined && request.alone !== true && hasRival(home, claim)) {
+  const claim = orphan ?? createAttempt(home, rules);
+  if (orphan === undefined && request.alone !== true && hasRival(home, claim, rules)) {
     // Two began at once and neither saw the other coming. Whoever sees the other yields; both look again later.
     closeSync(claim.lockFd);
     rmSync(claim.path, { recursive: true, force: true });
@@ -276,7 +292,7 @@ function startTicks(pid: number): string | undefined {
 /** Attempts that are being made; nobody claims them. */
 const UNBORN = ".new-";
 
-function createAttempt(home: string): Claim {
+function createAttempt(home: string, rules: OwnershipRules): Claim {
   const token = randomBytes(8).toString("hex");
   const name = attemptName();
   const path = join(home, name);
@@ -285,7 +301,7 @@ function createAttempt(home: string): Claim {
     mkdirSync(unborn);
     writeFileSync(join(unborn, "owner"), ownerText(token), { mode: 0o600 });
     const lockFd = openSync(join(unborn, "owner"), "r+");
-    tryLock(lockFd);
+    rules.tryLock(lockFd);
     // Locked before it can be seen: no one who looks for orphans finds it without an owner.
     renameSync(unborn, path);
     return { path, lockFd, token, exclusive: true };
@@ -294,12 +310,12 @@ function createAttempt(home: string): Claim {
   }
 }
 
-function hasRival(home: string, claim: Claim): boolean {
-  return attemptsIn(home).some((path) => path !== claim.path && isAlive(path));
+function hasRival(home: string, claim: Claim, rules: OwnershipRules): boolean {
+  return attemptsIn(home).some((path) => path !== claim.path && isAlive(path, rules));
 }
 
-function isAlive(path: string): boolean {
-  const probed = lockOf(path);
+function isAlive(path: string, rules: OwnershipRules): boolean {
+  const probed = lockOf(path, rules);
   if (typeof probed === "object") {
     closeSync(probed.lockFd);
     return false;
@@ -314,11 +330,11 @@ function attemptsIn(home: string): string[] {
 }
 
 /** Takes over the richest attempt whose owner is gone; `busy` when one is alive; undefined when there is none. */
-function claimOrphan(home: string): Claim | BusyPartial | undefined {
+function claimOrphan(home: string, rules: OwnershipRules): Claim | BusyPartial | undefined {
   const attempts = attemptsIn(home).toSorted((one, other) => journalSize(other) - journalSize(one));
   let claimed: Claim | undefined;
   for (const path of attempts) {
-    const claim = claimAttempt(path, home);
+    const claim = claimAttempt(path, home, rules);
     if (claim === "alive") {
       if (claimed !== undefined) {
         closeSync(claimed.lockFd);
@@ -341,7 +357,10 @@ function journalSize(path: string): number {
 }
 
 /** The lock of an attempt whose owner is gone. `vanished`: there is nothing to lock any more. */
-function lockOf(path: string): { lockFd: number; exclusive: boolean } | "alive" | "vanished" {
+function lockOf(
+  path: string,
+  rules: OwnershipRules,
+): { lockFd: number; exclusive: boolean } | "alive" | "vanished" {
   let lockFd: number;
   try {
     lockFd = openSync(join(path, "owner"), "r+");
@@ -350,9 +369,12 @@ function lockOf(path: string): { lockFd: number; exclusive: boolean } | "alive" 
     return "vanished";
   }
   try {
-    const remote = REMOTE_FILE_SYSTEMS.has(freeSpace(path).type);
-    const locked = tryLock(lockFd);
-    const dead = locked === true ? !remote || isSilent(path) : locked === undefined && isDead(path);
+    const remote = rules.isRemote(path);
+    const locked = rules.tryLock(lockFd);
+    const dead =
+      locked === true
+        ? !remote || isSilent(path, rules)
+        : locked === undefined && isDead(path, rules);
     if (dead) {
       return { lockFd, exclusive: locked === true && !remote };
     }
@@ -364,8 +386,12 @@ function lockOf(path: string): { lockFd: number; exclusive: boolean } | "alive" 
   return "alive";
 }
 
-function claimAttempt(path: string, home: string): Claim | "alive" | undefined {
-  const lock = lockOf(path);
+function claimAttempt(
+  path: string,
+  home: string,
+  rules: OwnershipRules,
+): Claim | "alive" | undefined {
+  const lock = lockOf(path, rules);
   if (typeof lock === "string") {
     return lock === "alive" ? lock : undefined;
   }
@@ -383,12 +409,12 @@ function claimAttempt(path: string, home: string): Claim | "alive" | undefined {
 }
 
 /** Both times are the file system's own, so that no clock is compared with another. */
-function isSilent(path: string): boolean {
+function isSilent(path: string, rules: OwnershipRules): boolean {
   const probe = join(path, `.now-${randomBytes(4).toString("hex")}`);
   try {
     writeFileSync(probe, "");
     const now = statSync(probe).mtimeMs;
-    return now - statSync(join(path, "owner")).mtimeMs > SILENT_OWNER_MS;
+    return now - statSync(join(path, "owner")).mtimeMs > rules.silentMs;
   } catch {
     return false;
   } finally {
@@ -403,7 +429,7 @@ const OwnerSchema = z.object({
 });
 
 /** Without locks: dead when it ran here and runs no more; elsewhere, when it has been silent for long. */
-function isDead(path: string): boolean {
+function isDead(path: string, rules: OwnershipRules): boolean {
   try {
     const owner = OwnerSchema.parse(JSON.parse(readFileSync(join(path, "owner"), "utf8")));
     if (owner.host === hostname() && owner.startTicks !== undefined) {
@@ -412,7 +438,7 @@ function isDead(path: string): boolean {
   } catch {
     // An owner file that can't be read says nothing; time does.
   }
-  return isSilent(path);
+  return isSilent(path, rules);
 }
 
 /** Checks what a claimed folder holds against what is wanted, and opens it for writing. */
@@ -649,7 +675,7 @@ export function removePartials(roots: readonly string[], olderThanMs: number): P
     if (Date.now() - state.updatedAt.getTime() < olderThanMs) {
       return false;
     }
-    const claim = claimAttempt(state.path, join(state.path, ".."));
+    const claim = claimAttempt(state.path, join(state.path, ".."), SYSTEM_RULES);
     if (claim === undefined || claim === "alive") {
       return false;
     }

@@ -14,8 +14,9 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import { crc32 } from "node:zlib";
 import { AppError } from "../../src/platform/errors.ts";
-import type { PartialFolder } from "../../src/weights/journal.ts";
+import type { OwnershipRules, PartialFolder } from "../../src/weights/journal.ts";
 import {
   listPartials,
   openPartial,
@@ -265,7 +266,7 @@ describe("owners", () => {
     sha256: null,
     url: "http://h/x",
   };
-  const open = async (more: { alone?: boolean } = {}) =>
+  const open = async (more: { alone?: boolean; rules?: OwnershipRules } = {}) =>
     await openPartial({
       root: dir.join(".cog-partial"),
       name: "x",
@@ -296,6 +297,60 @@ describe("owners", () => {
     expect(second.dataPath).not.toBe(first.dataPath);
     first.remove();
     second.remove();
+  });
+
+  /** Rules of a file system where every lock succeeds for everybody. */
+  const lying = (silentMs: number): OwnershipRules => ({
+    tryLock: () => true,
+    isRemote: () => true,
+    silentMs,
+  });
+  /** Rules of one that knows no locks. */
+  const lockless = (silentMs: number): OwnershipRules => ({
+    tryLock: () => undefined,
+    isRemote: () => false,
+    silentMs,
+  });
+
+  test("D41: where every lock succeeds, an owner that shows signs of life keeps its folder", async () => {
+    const first = mine(await open({ rules: lying(60_000) }));
+    expect(await open({ rules: lying(60_000) })).toMatchObject({ busy: true });
+    first.remove();
+  });
+
+  test("D43: an owner that slept and wakes up can't reach the bytes of whoever took over", async () => {
+    const sleeper = mine(await open({ rules: lying(60_000) }));
+    const bytes = Buffer.alloc(CHUNK, 1);
+    writeSync(sleeper.fd, bytes, 0, CHUNK, 0);
+    sleeper.record(0, crc32(bytes));
+    // No sign of life for longer than the rule allows: it counts as gone.
+    const heir = mine(await open({ rules: lying(-1) }));
+    expect([...heir.done.keys()]).toEqual([0]);
+    writeSync(sleeper.fd, Buffer.alloc(CHUNK, 9), 0, CHUNK, 0);
+    expect(readFileSync(heir.dataPath).subarray(0, CHUNK).equals(bytes)).toBe(true);
+    expect(() => sleeper.beat()).toThrow();
+    heir.remove();
+    sleeper[Symbol.dispose]();
+  });
+
+  test("D42: without locks, a process of this machine that runs is alive", async () => {
+    const first = mine(await open({ rules: lockless(-1) }));
+    expect(await open({ rules: lockless(-1) })).toMatchObject({ busy: true });
+    first.remove();
+  });
+
+  test("D44: without locks, an owner elsewhere with a process id of ours counts by its signs of life alone", async () => {
+    const first = mine(await open({ rules: lockless(60_000) }));
+    const owner = join(first.path, "owner");
+    writeFileSync(
+      owner,
+      readFileSync(owner, "utf8").replace(/"host":"[^"]*"/, '"host":"elsewhere"'),
+    );
+    expect(await open({ rules: lockless(60_000) })).toMatchObject({ busy: true });
+    const heir = mine(await open({ rules: lockless(-1) }));
+    expect(heir.path).not.toBe(first.path);
+    heir.remove();
+    first[Symbol.dispose]();
   });
 
   test("D43: an owner whose folder was taken over notices and stops", async () => {
