@@ -15,7 +15,7 @@ import { digestBehind, digestOf } from "./digest.ts";
 import type { Frontier } from "./frontier.ts";
 import type { ObjectIdentity, PartialFolder } from "./journal.ts";
 import type { Representation } from "./probe.ts";
-import { contentRange, probe, refusalOf, requireIdentity, strongEtag } from "./probe.ts";
+import { contentRange, probe, refusalOf, requireIdentity, strongEtag, weakEtag } from "./probe.ts";
 import type { Segment } from "./segments.ts";
 import { gaps, SegmentQueue } from "./segments.ts";
 import type { Address } from "./sources.ts";
@@ -727,6 +727,10 @@ function rangeFault(
 function requireSameValidators(found: Representation, headers: Headers): void {
   const etag = strongEtag(headers);
   if (found.etag !== undefined && etag !== undefined && etag !== found.etag) {
+    throw changed(found, "its ETag is another one");
+  }
+  const weak = weakEtag(headers);
+  if (found.weakEtag !== undefined && weak !== undefined && weak !== found.weakEtag) {
     throw changed(found, "its ETag is another one");
   }
   const lastModified = headers.get("last-modified");

@@ -23,6 +23,8 @@ export interface Representation {
   readonly sizeBytes: number | undefined;
   /** Strong validator, quotes included. */
   readonly etag: string | undefined;
+  /** A weak validator: no proof that two states are one, but proof that they are two. */
+  readonly weakEtag: string | undefined;
   readonly lastModified: string | undefined;
   /** True when a range was asked for and given. */
   readonly ranges: boolean;
@@ -115,6 +117,7 @@ function represent(address: Address, answer: RoadAnswer): Representation {
     expiresAtMs: expiryOf(answer.url),
     sizeBytes: range?.sizeBytes ?? whole ?? linked.sizeBytes,
     etag: strongEtag(answer.headers),
+    weakEtag: weakEtag(answer.headers),
     lastModified: answer.headers.get("last-modified") ?? undefined,
     ranges: usable,
     endMarked: (answer.headers.get("transfer-encoding") ?? "").includes("chunked"),
@@ -127,6 +130,11 @@ function represent(address: Address, answer: RoadAnswer): Representation {
 export function strongEtag(headers: Headers): string | undefined {
   const etag = headers.get("etag");
   return etag === null || etag === "" || etag.startsWith("W/") ? undefined : etag;
+}
+
+export function weakEtag(headers: Headers): string | undefined {
+  const etag = headers.get("etag");
+  return etag?.startsWith("W/") === true ? etag : undefined;
 }
 
 export interface ContentRange {
@@ -397,6 +405,7 @@ function probeFile(address: Address): Representation {
     expiresAtMs: undefined,
     sizeBytes: stats.size,
     etag: undefined,
+    weakEtag: undefined,
     lastModified: new Date(stats.mtimeMs).toUTCString(),
     ranges: false,
     endMarked: true,

@@ -429,6 +429,11 @@ describe("files that change", () => {
     );
   });
 
+  test("D17d: a weak ETag that changes midway starts over all the same", async () => {
+    server.on(PATH, flipping(2, file(OTHER, { etag: 'W/"old"' }), file(BODY, { etag: 'W/"new"' })));
+    expect((await attempt()).result).toBe("installed");
+  });
+
   test("D17e: without an ETag a changed Last-Modified starts over", async () => {
     const dated = (bytes: Buffer, lastModified: string): Handler =>
       file(bytes, { etag: null, lastModified });
