@@ -34,6 +34,7 @@ const OF_TORCH = [
 const LEFT_OUT =
   /^(torch|torchvision|torchaudio|torchsde|comfyui-workflow-templates|comfyui-embedded-docs|comfyui-frontend-package|comfy-angle|PyOpenGL|spandrel|kornia)\b/;
 const SUITES = [
+  "./test/contract/real-media.long.test.ts",
   "./test/contract/comfy-real.long.test.ts",
   "./test/contract/real-weights.long.test.ts",
 ];

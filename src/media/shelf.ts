@@ -12,6 +12,9 @@ import type { EngineFiles } from "../workflow/engine-files.ts";
 /** Enough of a sha256 that two inputs never meet by chance. */
 const KEY_LENGTH = 20;
 const SCRATCH = ".incoming";
+/** Old versions of Load3D list nothing but what lies below this folder. */
+const MODELS_3D = "3d";
+const MODEL_3D_NAME = /\.(gltf|glb|obj|fbx|stl|ply|splat|spz|ksplat)$/i;
 
 /** A file to be shelved: where it lies now, and its name within the folder. */
 export interface ShelvedFile {
@@ -44,7 +47,9 @@ export class InputShelf {
     files: readonly ShelvedFile[],
     signal?: AbortSignal,
   ): Promise<{ key: string; names: ReadonlyMap<string, string> }> {
-    const key = sha256.slice(0, KEY_LENGTH);
+    const content = sha256.slice(0, KEY_LENGTH);
+    const is3d = files.some(({ name }) => MODEL_3D_NAME.test(name));
+    const key = is3d ? posix.join(MODELS_3D, content) : content;
     // Counted first: a run that ends meanwhile must not clear the folder.
     this.#users.set(key, (this.#users.get(key) ?? 0) + 1);
     try {

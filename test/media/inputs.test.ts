@@ -127,6 +127,19 @@ describe("the input file", () => {
     expect(existsSync(value)).toBe(true);
   });
 
+  test("lies where old versions of Load3D look when it is a 3D model", async () => {
+    await using at = setUp();
+    writeFileSync(at.dir.join("a"), "glTF\u0002\0\0\0");
+    using placed = await at.place(graphOf({ "1": ["Load3D", { model_file: "input.glb" }] }), {
+      inputFile: at.dir.join("a"),
+    });
+    const name = placed.graph["1"]?.inputs["model_file"];
+    expect(String(name)).toMatch(/^3d\/[0-9a-f]{20}\/input\.glb$/);
+    expect(existsSync(at.input(name))).toBe(true);
+    placed[Symbol.dispose]();
+    expect(existsSync(at.input(name))).toBe(false);
+  });
+
   test("is unpacked with its tree when it is an archive", async () => {
     await using at = setUp();
     const packed = tarOf({ "a.png": PNG, "frames/001.png": PNG, "frames/deep/a.png": JPG });

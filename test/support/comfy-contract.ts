@@ -5,11 +5,16 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import sharp from "sharp";
+import { samplePicture } from "../../scripts/picture.ts";
 import type { Engine, RunProgress } from "../../src/comfy/engine.ts";
 import { prefixOutputs } from "../../src/comfy/prefix.ts";
 import { RemoteEngine } from "../../src/comfy/remote.ts";
 import type { RunOptions } from "../../src/comfy/run.ts";
 import { runWorkflow } from "../../src/comfy/run.ts";
+import { placeInputs } from "../../src/media/inputs.ts";
+import { collectOutputs } from "../../src/media/outputs.ts";
+import { InputShelf } from "../../src/media/shelf.ts";
 import { AppError } from "../../src/platform/errors.ts";
 import { HttpClient } from "../../src/platform/http.ts";
 import { silentLogger } from "../../src/platform/log.ts";
@@ -169,6 +174,38 @@ export function comfyContract(label: string, contract: ContractEngine): void {
         "1/3",
         "2/3",
       ]);
+    });
+
+    test("loads what was placed in its input folder, and sees it again in the cache", async () => {
+      using dir = tempDir({ "photo.bin": await samplePicture(24, 16) });
+      const http = new HttpClient();
+      const graph: Graph = {
+        "1": { class_type: "LoadImage", inputs: { image: "input.png" } },
+        "2": { class_type: "LoadImageMask", inputs: { image: "input.png", channel: "red" } },
+        "3": { class_type: "SaveImage", inputs: { images: ["1", 0], filename_prefix: "same" } },
+        "4": { class_type: "MaskPreview", inputs: { mask: ["2", 0] } },
+      };
+      const cached: string[][] = [];
+      for (let round = 0; round < 2; round += 1) {
+        using placed = await placeInputs(graph, {
+          shelf: new InputShelf(engine),
+          http,
+          log: silentLogger,
+          inputFile: dir.join("photo.bin"),
+        });
+        const result = await run(fresh(placed.graph));
+        cached.push(result.cachedNodes.toSorted());
+        const [saved] = await collectOutputs(engine, result, {
+          returnTempFiles: false,
+          folder: dir.join("out"),
+          log: silentLogger,
+        });
+        const pixels = async (path: string) => await sharp(path).removeAlpha().raw().toBuffer();
+        const [given, made] = [await pixels(dir.join("photo.bin")), await pixels(saved ?? "")];
+        expect(made.equals(given)).toBe(true);
+      }
+      expect(cached).toEqual([[], ["1", "2"]]);
+      await http.close();
     });
 
     test("keeps integers beyond 2^53 digit for digit", async () => {
