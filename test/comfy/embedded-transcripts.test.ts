@@ -131,7 +131,7 @@ function normal(value: Json, key = ""): Json {
       .replace(/list of length \d+/, "list of length ?")
       .replace(/^<.*(?:object at|of) .*>$/, "<object>")
       .replace(/full_output_folder: .*\n/, "full_output_folder: …\n")
-      .replace(/\n +commonpath: .*\n/, "\n");
+      .replace(/commonpath: .*\n/, "commonpath: …\n");
   }
   if (Array.isArray(value)) {
     if (key === "prompt" && typeof value[0] === "number") {

@@ -150,8 +150,8 @@ describe("values", () => {
       await refused(promptOf(scale({ scale_by: 0 }))),
     ];
     expect(bodies.map(({ node_errors }) => node_errors["2"].errors[0].message)).toEqual([
-      "Value 9 bigger than max of 8",
-      "Value 0 smaller than min of 0.01",
+      "Value 9.0 bigger than max of 8.0",
+      "Value 0.0 smaller than min of 0.01",
     ]);
   });
 

@@ -11,7 +11,7 @@ import type { EngineFolders } from "./folders.ts";
 import { NodeInputs } from "./inputs.ts";
 import { NodeError, NodeInterrupted } from "./node-error.ts";
 import type { Compat, NodeContext, NodeDefinition } from "./nodes/definition.ts";
-import { inputsOf } from "./nodes/definition.ts";
+import { inputsOf, randomLetters } from "./nodes/definition.ts";
 import type { NodeRegistry } from "./nodes/registry.ts";
 import { originsOf, Schedule } from "./schedule.ts";
 import type { NodeValue } from "./values.ts";
@@ -129,7 +129,7 @@ class Run {
     return this.#yield();
   }
 
-  context(id: string): NodeContext {
+  context(id: string, className: string): NodeContext {
     const { events, folders, compat, withoutMetadata } = this.#options;
     const extra = this.job.extraData["extra_pnginfo"];
     return {
@@ -142,7 +142,7 @@ class Run {
       breathe: () => this.breathe(),
       progress: (value, max, png) => this.advance(id, { value, max }, png),
       showText: (text) => events.text(id, text, this.clientId),
-      tempSuffix: () => this.#tempSuffix(id),
+      tempSuffix: () => this.#tempSuffix(`${id} ${className}`),
     };
   }
 
@@ -158,15 +158,9 @@ class Run {
     };
   }
 
-  #tempSuffix(id: string): string {
-    const known = this.#tempSuffixes.get(id);
-    if (known !== undefined) {
-      return known;
-    }
-    const letters = Array.from({ length: 5 }, () =>
-      String.fromCharCode(97 + Math.floor(Math.random() * 26)),
-    ).join("");
-    this.#tempSuffixes.set(id, letters);
+  #tempSuffix(key: string): string {
+    const letters = this.#tempSuffixes.get(key) ?? randomLetters();
+    this.#tempSuffixes.set(key, letters);
     return letters;
   }
 
@@ -338,7 +332,10 @@ export class Executor {
         throw new NodeInterrupted();
       }
       await run.breathe();
-      const outcome = await definition?.run(new NodeInputs(values), run.context(id));
+      const outcome = await definition?.run(
+        new NodeInputs(values, this.#originTypes(run, id)),
+        run.context(id, definition.className),
+      );
       const result = { outputs: outcome?.outputs ?? [], ui: outcome?.ui };
       this.#options.cache.set(at.signature, result);
       at.live.set(id, result.outputs);
@@ -372,6 +369,19 @@ export class Executor {
           const link = linkOf(value);
           return [name, link === undefined ? value : live.get(link.nodeId, link.slot)];
         }),
+    );
+  }
+
+  #originTypes(run: Run, id: string): ReadonlyMap<string, string> {
+    const node = run.job.prompt[id];
+    const inputs = isJsonObject(node) && isJsonObject(node["inputs"]) ? node["inputs"] : {};
+    return new Map(
+      Object.entries(inputs).flatMap(([name, value]) => {
+        const link = linkOf(value);
+        const origin = link === undefined ? undefined : this.#definition(run, link.nodeId);
+        const type = origin?.outputs.at(link?.slot ?? 0)?.type;
+        return type === undefined ? [] : [[name, type] as const];
+      }),
     );
   }
 

@@ -7,9 +7,19 @@ import { ImageTensor, isPlain, MaskTensor, OpaqueModel, UpscaleModel } from "./v
 
 export class NodeInputs {
   readonly #values: ReadonlyMap<string, NodeValue>;
+  readonly #originTypes: ReadonlyMap<string, string>;
 
-  constructor(values: ReadonlyMap<string, NodeValue>) {
+  constructor(
+    values: ReadonlyMap<string, NodeValue>,
+    originTypes: ReadonlyMap<string, string> = new Map(),
+  ) {
     this.#values = values;
+    this.#originTypes = originTypes;
+  }
+
+  /** Type of the output that a linked input comes from; undefined for a literal. */
+  originType(name: string): string | undefined {
+    return this.#originTypes.get(name);
   }
 
   has(name: string): boolean {

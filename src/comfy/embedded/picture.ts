@@ -6,6 +6,8 @@ export interface Picture {
   readonly height: number;
   readonly frames: number;
   readonly hasAlpha: boolean;
+  /** True for formats that 0.33's decoder always gives an alpha channel: palette PNG, WebP, CMYK. */
+  readonly isDecodedWithAlpha: boolean;
   /** Four bytes a pixel, frames one after the other. */
   readonly rgba: Uint8Array;
 }
@@ -17,7 +19,7 @@ const MAX_PIXELS = 16_384 * 16_384;
 export async function decodePicture(source: string | Uint8Array): Promise<Picture | undefined> {
   const { default: sharp } = await import("sharp");
   try {
-    const options = { ignoreIcc: true, limitInputPixels: MAX_PIXELS, failOn: "truncated" } as const;
+    const options = { ignoreIcc: true, limitInputPixels: MAX_PIXELS, failOn: "none" } as const;
     const meta = await sharp(source, { ...options, animated: true }).metadata();
     const isAnimated = (meta.pages ?? 1) > 1;
     // Turning upright works on one page only; formats with several carry no orientation.
@@ -31,7 +33,17 @@ export async function decodePicture(source: string | Uint8Array): Promise<Pictur
       .toBuffer({ resolveWithObject: true });
     const frames = isAnimated ? (info.pages ?? meta.pages ?? 1) : 1;
     const height = info.pageHeight ?? info.height / frames;
-    return { width: info.width, height, frames, hasAlpha: meta.hasAlpha === true, rgba: data };
+    return {
+      width: info.width,
+      height,
+      frames,
+      hasAlpha: meta.hasAlpha === true,
+      isDecodedWithAlpha:
+        meta.format === "webp" ||
+        meta.space === "cmyk" ||
+        (meta.format === "png" && meta.isPalette === true),
+      rgba: data,
+    };
   } catch (error) {
     if (/memory|too large|exceeds pixel limit/i.test(messageOf(error))) {
       throw error;

@@ -11,7 +11,8 @@ export interface CastFailure {
 
 const PYTHON_TYPES = { string: "str", boolean: "bool" } as const;
 
-function typeName(value: JsonValue): string {
+/** The name of a value's Python type. */
+export function typeName(value: JsonValue): string {
   if (value === null) {
     return "NoneType";
   }
@@ -21,7 +22,10 @@ function typeName(value: JsonValue): string {
   if (Array.isArray(value)) {
     return "list";
   }
-  return typeof value === "object" ? "dict" : "int";
+  if (typeof value === "object") {
+    return "dict";
+  }
+  return typeof value === "number" && !Number.isInteger(value) ? "float" : "int";
 }
 
 function shrink(value: bigint): PythonNumber {
@@ -32,8 +36,9 @@ function shrink(value: bigint): PythonNumber {
 /** `int(value)`. */
 export function toInt(value: JsonValue): PythonNumber | CastFailure {
   if (typeof value === "number") {
+    // Beyond 2^53 an int has more digits than a double prints.
     return Number.isFinite(value)
-      ? Math.trunc(value)
+      ? shrink(BigInt(Math.trunc(value)))
       : { failure: "cannot convert float infinity to integer" };
   }
   if (typeof value === "bigint") {
@@ -60,8 +65,13 @@ export function toFloat(value: JsonValue): number | CastFailure {
   }
   if (typeof value === "string") {
     const text = value.trim();
-    return /^[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$/i.test(text)
-      ? Number(text)
+    const endless = /^([+-]?)inf(?:inity)?$/i.exec(text);
+    if (endless !== null) {
+      return endless[1] === "-" ? Number.NEGATIVE_INFINITY : Number.POSITIVE_INFINITY;
+    }
+    const digits = text.replace(/(?<=\d)_(?=\d)/g, "");
+    return /^[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$/i.test(digits)
+      ? Number(digits)
       : { failure: `could not convert string to float: ${repr(value)}` };
   }
   return {
@@ -89,8 +99,21 @@ function reprText(text: string): string {
     .replaceAll("\n", "\\n")
     .replaceAll("\r", "\\r")
     .replaceAll("\t", "\\t")
+    .replace(/[\p{Cc}\u00ad]/gu, (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, "0")}`)
     .replaceAll(quote, `\\${quote}`);
   return `${quote}${escaped}${quote}`;
+}
+
+/** `repr(float(value))`: a whole number has a fraction of 0, exponents have two digits and begin at 16. */
+export function reprFloat(value: number): string {
+  if (Number.isNaN(value) || !Number.isFinite(value)) {
+    return String(value).replace("Infinity", "inf").replace("NaN", "nan");
+  }
+  const size = Math.abs(value);
+  if (size !== 0 && (size >= 1e16 || size < 1e-4)) {
+    return value.toExponential().replace(/e([+-])(\d)$/, "e$10$2");
+  }
+  return Number.isInteger(value) ? `${value}.0` : String(value);
 }
 
 /** `repr(value)`. A number without a fraction is taken for an int: JSON doesn't say which it was. */
@@ -111,34 +134,49 @@ export function repr(value: JsonValue): string {
     const entries = Object.entries(value).map(([key, inner]) => `${reprText(key)}: ${repr(inner)}`);
     return `{${entries.join(", ")}}`;
   }
-  return String(value);
+  return numberText(value);
 }
 
-function dumpText(text: string): string {
-  // ensure_ascii: everything outside ASCII as \uXXXX, which is what makes a tEXt chunk enough.
-  return JSON.stringify(text).replace(
-    /[\u007f-\uffff]/g,
-    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+function numberText(value: PythonNumber): string {
+  return typeof value === "number" && !Number.isInteger(value) ? reprFloat(value) : String(value);
+}
+
+export interface DumpOptions {
+  readonly indent?: 4;
+  /** `ensure_ascii=False`: text outside ASCII stays as it is. */
+  readonly keepUnicode?: boolean;
+}
+
+function dumpText(text: string, options: DumpOptions): string {
+  const quoted = JSON.stringify(text);
+  // Everything outside ASCII as \uXXXX, which is what makes a tEXt chunk enough.
+  return options.keepUnicode === true
+    ? quoted
+    : quoted.replace(
+        /[\u007f-\uffff]/g,
+        (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`,
+      );
 }
 
 /** `json.dumps(value)`, or with `indent=4`. */
-export function dumps(value: JsonValue, indent?: 4, level = 0): string {
+export function dumps(value: JsonValue, options: DumpOptions = {}, level = 0): string {
   const isList = Array.isArray(value);
   if (!isList && !isJsonObject(value)) {
-    return typeof value === "string" ? dumpText(value) : String(value);
+    if (typeof value === "string") {
+      return dumpText(value, options);
+    }
+    return typeof value === "number" ? numberText(value) : String(value);
   }
+  const inside = (inner: JsonValue) => dumps(inner, options, level + 1);
   const parts = isList
-    ? value.map((inner) => dumps(inner, indent, level + 1))
-    : Object.entries(value).map(
-        ([key, inner]) => `${dumpText(key)}: ${dumps(inner, indent, level + 1)}`,
-      );
+    ? value.map(inside)
+    : Object.entries(value).map(([key, inner]) => `${dumpText(key, options)}: ${inside(inner)}`);
   const [open, close] = isList ? "[]" : "{}";
-  if (indent === undefined || parts.length === 0) {
+  if (options.indent === undefined || parts.length === 0) {
     return `${open}${parts.join(", ")}${close}`;
   }
-  const pad = " ".repeat(indent * (level + 1));
-  return `${open}\n${pad}${parts.join(`,\n${pad}`)}\n${" ".repeat(indent * level)}${close}`;
+  const pad = " ".repeat(options.indent * (level + 1));
+  return `${open}\n${pad}${parts.join(`,\n${pad}`)}\n${" ".repeat(options.indent * level)}${close}`;
 }
 
 /** `round(value)`: halves go to the even neighbour. */

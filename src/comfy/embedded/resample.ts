@@ -4,6 +4,7 @@
  */
 import { NodeError } from "./node-error.ts";
 import { roundHalfEven } from "./python.ts";
+import type { ImageSize } from "./values.ts";
 import { ImageTensor } from "./values.ts";
 
 export const SCALE_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"] as const;
@@ -18,83 +19,83 @@ export interface ScaleTarget {
   readonly crop?: "disabled" | "center";
 }
 
-/** For each output position: where its inputs begin, and their weights. */
+const { fround, floor, ceil, min, max } = Math;
+
+/** For each output position the inputs that make it up (edges repeated), and their weights. */
 interface Taps {
-  readonly starts: Int32Array;
-  readonly counts: Int32Array;
-  readonly weights: Float64Array;
-  /** Weights per position. */
-  readonly span: number;
+  readonly indices: Int32Array;
+  readonly weights: Float32Array;
+  /** Inputs per position. */
+  readonly span: 1 | 2 | 4;
 }
 
-/** Taps given as (position → indices and weights), indices clamped to the picture. */
-function clampedTaps(
-  size: number,
-  outSize: number,
-  span: number,
-  at: (index: number) => Float64Array,
-) {
-  const starts = new Int32Array(outSize);
-  const counts = new Int32Array(outSize);
-  const weights = new Float64Array(outSize * span);
-  for (let index = 0; index < outSize; index++) {
-    const [first = 0, ...rest] = at(index);
-    const start = Math.min(Math.max(first, 0), size - 1);
-    starts[index] = start;
-    for (const [offset, weight] of rest.entries()) {
-      const position = Math.min(Math.max(first + offset, 0), size - 1) - start;
-      weights[index * span + position] = (weights[index * span + position] ?? 0) + weight;
-      counts[index] = Math.max(counts[index] ?? 0, position + 1);
+type TapsAt = (position: number) => { first: number; weights: readonly number[] };
+
+function tapsOf(size: number, outSize: number, span: 1 | 2 | 4, at: TapsAt): Taps {
+  const indices = new Int32Array(outSize * span);
+  const weights = new Float32Array(outSize * span);
+  for (let position = 0; position < outSize; position++) {
+    const taps = at(position);
+    for (const [offset, weight] of taps.weights.entries()) {
+      indices[position * span + offset] = min(max(taps.first + offset, 0), size - 1);
+      weights[position * span + offset] = weight;
     }
   }
-  return { starts, counts, weights, span };
+  return { indices, weights, span };
 }
 
 function nearestTaps(size: number, outSize: number): Taps {
   const scale = size / outSize;
-  return clampedTaps(size, outSize, 1, (index) =>
-    Float64Array.of(Math.floor((index + 0.5) * scale), 1),
-  );
+  return tapsOf(size, outSize, 1, (position) => ({
+    first: floor((position + 0.5) * scale),
+    weights: [1],
+  }));
+}
+
+/** Where a position lies in the source: half-pixel centres, rounded as one fused multiply-add in float32. */
+function sourceOf(size: number, outSize: number): (position: number) => number {
+  const scale = fround(size / outSize);
+  return (position) => fround(scale * (position + 0.5) - 0.5);
 }
 
 function bilinearTaps(size: number, outSize: number): Taps {
-  const scale = Math.fround(size / outSize);
-  return clampedTaps(size, outSize, 2, (index) => {
-    const source = Math.max(Math.fround(scale * (index + 0.5) - 0.5), 0);
-    const first = Math.min(Math.floor(source), size - 1);
-    const rest = Math.fround(source - first);
-    return Float64Array.of(first, Math.fround(1 - rest), rest);
+  const sourceAt = sourceOf(size, outSize);
+  return tapsOf(size, outSize, 2, (position) => {
+    const source = max(sourceAt(position), 0);
+    const first = min(floor(source), size - 1);
+    const rest = fround(source - first);
+    return { first, weights: [fround(1 - rest), rest] };
   });
 }
 
 /** PyTorch's bicubic coefficient. */
 const CUBIC_A = -0.75;
 
-function cubic(distance: number): number {
-  const x = Math.abs(distance);
-  return x <= 1
-    ? ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
-    : ((CUBIC_A * x - 5 * CUBIC_A) * x + 8 * CUBIC_A) * x - 4 * CUBIC_A;
+/** Weight of the two inner taps; float32 after each operation, as PyTorch's CPU kernel computes it. */
+function cubicInner(x: number): number {
+  const slope = fround(fround((CUBIC_A + 2) * x) - (CUBIC_A + 3));
+  return fround(fround(fround(slope * x) * x) + 1);
+}
+
+/** Weight of the two outer taps; its second step is one fused multiply-add there. */
+function cubicOuter(x: number): number {
+  const slope = fround(fround(CUBIC_A * x) - 5 * CUBIC_A);
+  return fround(fround(fround(slope * x + 8 * CUBIC_A) * x) - 4 * CUBIC_A);
 }
 
 function bicubicTaps(size: number, outSize: number): Taps {
-  const scale = Math.fround(size / outSize);
-  return clampedTaps(size, outSize, 4, (index) => {
-    const source = Math.fround(scale * (index + 0.5) - 0.5);
-    const first = Math.floor(source);
-    const rest = Math.fround(source - first);
-    const near = [cubic(rest + 1), cubic(rest), cubic(1 - rest), cubic(2 - rest)].map(Math.fround);
-    return Float64Array.of(first - 1, ...near);
-  });
-}
-
-/** Adaptive average pooling. */
-function areaTaps(size: number, outSize: number): Taps {
-  const span = Math.ceil(size / outSize) + 1;
-  return clampedTaps(size, outSize, span, (index) => {
-    const start = Math.floor((index * size) / outSize);
-    const count = Math.ceil(((index + 1) * size) / outSize) - start;
-    return Float64Array.of(start, ...new Array<number>(count).fill(1 / count));
+  const sourceAt = sourceOf(size, outSize);
+  return tapsOf(size, outSize, 4, (position) => {
+    const source = sourceAt(position);
+    const rest = fround(source - floor(source));
+    const opposite = fround(1 - rest);
+    const weights = [
+      cubicOuter(fround(rest + 1)),
+      cubicInner(rest),
+      cubicInner(opposite),
+      cubicOuter(fround(opposite + 1)),
+    ];
+    return { first: floor(source) - 1, weights };
   });
 }
 
@@ -108,7 +109,16 @@ function lanczos(x: number): number {
 /** Bits of Pillow's fixed point weights. */
 const PRECISION_BITS = 22;
 
-function lanczosTaps(size: number, outSize: number): Taps {
+/** Taps of Pillow: a run of inputs for each position, weights as whole numbers. */
+interface FixedTaps {
+  readonly starts: Int32Array;
+  readonly counts: Int32Array;
+  readonly weights: Int32Array;
+  /** Weights per position. */
+  readonly span: number;
+}
+
+function lanczosTaps(size: number, outSize: number): FixedTaps {
   const scale = size / outSize;
   const filterScale = Math.max(scale, 1);
   const support = LANCZOS_LOBES * filterScale;
@@ -116,7 +126,7 @@ function lanczosTaps(size: number, outSize: number): Taps {
   const taps = {
     starts: new Int32Array(outSize),
     counts: new Int32Array(outSize),
-    weights: new Float64Array(outSize * span),
+    weights: new Int32Array(outSize * span),
     span,
   };
   for (let index = 0; index < outSize; index++) {
@@ -137,37 +147,32 @@ function lanczosTaps(size: number, outSize: number): Taps {
   return taps;
 }
 
-const TAPS = {
-  "nearest-exact": nearestTaps,
-  bilinear: bilinearTaps,
-  area: areaTaps,
-  bicubic: bicubicTaps,
-  lanczos: lanczosTaps,
-} as const;
-
 /** What one pass works on: `lines` runs of `size` positions, each holding `block` numbers side by side. */
 interface Pass {
   readonly lines: number;
   readonly size: number;
   readonly outSize: number;
   readonly block: number;
-  readonly taps: Taps;
 }
 
-/** Computes the numbers of one output position: `block` of them from `source` on to `target` on. */
-type Kernel = (target: number, source: number, position: number) => void;
+/** Computes the numbers of one output position, the first of them at `target`; `line` is where its inputs begin. */
+type Kernel = (target: number, line: number, position: number) => void;
 
 /** Sums between two looks at the clock. */
 const SUMS_PER_BREATH = 200_000;
 
-async function eachPosition(pass: Pass, kernel: Kernel, breathe: Breathe): Promise<void> {
-  const { lines, size, outSize, block, taps } = pass;
+async function eachPosition(
+  pass: Pass,
+  sumsEach: number,
+  kernel: Kernel,
+  breathe: Breathe,
+): Promise<void> {
+  const { lines, size, outSize, block } = pass;
   let sums = 0;
   for (let line = 0; line < lines; line++) {
     for (let position = 0; position < outSize; position++) {
-      const source = (line * size + (taps.starts[position] ?? 0)) * block;
-      kernel((line * outSize + position) * block, source, position);
-      sums += block * (taps.counts[position] ?? 0);
+      kernel((line * outSize + position) * block, line * size * block, position);
+      sums += block * sumsEach;
       if (sums > SUMS_PER_BREATH) {
         sums = 0;
         await breathe();
@@ -176,25 +181,43 @@ async function eachPosition(pass: Pass, kernel: Kernel, breathe: Breathe): Promi
   }
 }
 
-function floatKernel(data: Float32Array, out: Float32Array, { block, taps }: Pass): Kernel {
-  const { counts, weights, span } = taps;
-  return (target, source, position) => {
-    const count = counts[position] ?? 0;
+/**
+ * Float32 sums in PyTorch's order: the second product is rounded, the first, third and fourth are fused into it.
+ * A double holds a product of two float32 exactly, so that one `fround` is one rounding.
+ */
+function floatKernel(data: Float32Array, out: Float32Array, block: number, taps: Taps): Kernel {
+  const { indices, weights, span } = taps;
+  const at = (position: number, tap: number) => (indices[position * span + tap] ?? 0) * block;
+  const weight = (position: number, tap: number) => weights[position * span + tap] ?? 0;
+  if (span === 1) {
+    return (target, line, position) => {
+      const source = line + at(position, 0);
+      out.set(data.subarray(source, source + block), target);
+    };
+  }
+  return (target, line, position) => {
+    const [a, b] = [line + at(position, 0), line + at(position, 1)];
+    const [wa, wb] = [weight(position, 0), weight(position, 1)];
     for (let inner = 0; inner < block; inner++) {
-      let sum = 0;
-      for (let tap = 0; tap < count; tap++) {
-        sum += (weights[position * span + tap] ?? 0) * (data[source + tap * block + inner] ?? 0);
+      const product = fround(wb * (data[b + inner] ?? 0));
+      out[target + inner] = wa * (data[a + inner] ?? 0) + product;
+    }
+    if (span === 4) {
+      const [c, d] = [line + at(position, 2), line + at(position, 3)];
+      const [wc, wd] = [weight(position, 2), weight(position, 3)];
+      for (let inner = 0; inner < block; inner++) {
+        const sum = fround(wc * (data[c + inner] ?? 0) + (out[target + inner] ?? 0));
+        out[target + inner] = wd * (data[d + inner] ?? 0) + sum;
       }
-      out[target + inner] = sum;
     }
   };
 }
 
-/** The same in Pillow's fixed point: weights are whole numbers, the result is clipped to a byte. */
-function byteKernel(data: Uint8Array, out: Uint8Array, { block, taps }: Pass): Kernel {
-  const { counts, span } = taps;
-  const weights = Int32Array.from(taps.weights);
-  return (target, source, position) => {
+/** Pillow's sums: weights are whole numbers, the result is clipped to a byte. */
+function byteKernel(data: Uint8Array, out: Uint8Array, block: number, taps: FixedTaps): Kernel {
+  const { starts, counts, weights, span } = taps;
+  return (target, line, position) => {
+    const source = line + (starts[position] ?? 0) * block;
     const count = counts[position] ?? 0;
     for (let inner = 0; inner < block; inner++) {
       let sum = 1 << (PRECISION_BITS - 1);
@@ -202,29 +225,19 @@ function byteKernel(data: Uint8Array, out: Uint8Array, { block, taps }: Pass): K
         const value = data[source + tap * block + inner] ?? 0;
         sum += Math.imul(weights[position * span + tap] ?? 0, value);
       }
-      out[target + inner] = Math.min(Math.max(sum >> PRECISION_BITS, 0), 255);
+      out[target + inner] = min(max(sum >> PRECISION_BITS, 0), 255);
     }
   };
 }
 
-function passes(image: ImageTensor, { width, height, method }: ScaleTarget): readonly [Pass, Pass] {
-  const taps = TAPS[method];
-  return [
-    {
-      lines: image.batch * image.height,
-      size: image.width,
-      outSize: width,
-      block: image.channels,
-      taps: taps(image.width, width),
-    },
-    {
-      lines: image.batch,
-      size: image.height,
-      outSize: height,
-      block: width * image.channels,
-      taps: taps(image.height, height),
-    },
-  ];
+function passAlongX(image: ImageSize, width: number): Pass {
+  const { batch, height, channels } = image;
+  return { lines: batch * height, size: image.width, outSize: width, block: channels };
+}
+
+function passAlongY(image: ImageSize, height: number): Pass {
+  const { batch, width, channels } = image;
+  return { lines: batch, size: image.height, outSize: height, block: width * channels };
 }
 
 /** RGBA is scaled with its colours multiplied by alpha, as Pillow does. */
@@ -269,32 +282,116 @@ export function fromBytes(
   return out;
 }
 
+/** A picture of bytes on its way through Pillow. */
+interface ByteImage extends ImageSize {
+  readonly data: Uint8Array;
+}
+
+async function resizeBytes(
+  image: ByteImage,
+  size: { width: number } | { height: number },
+  breathe: Breathe,
+): Promise<ByteImage> {
+  const pass = "width" in size ? passAlongX(image, size.width) : passAlongY(image, size.height);
+  const { outSize } = pass;
+  if (pass.size === outSize) {
+    return image;
+  }
+  const data = new Uint8Array(pass.lines * outSize * pass.block);
+  const taps = lanczosTaps(pass.size, outSize);
+  await eachPosition(pass, taps.span, byteKernel(image.data, data, pass.block, taps), breathe);
+  return { ...image, ...size, data };
+}
+
 async function scaleLanczos(image: ImageTensor, target: ScaleTarget, breathe: Breathe) {
-  const [alongX, alongY] = passes(image, target);
+  const { width, height } = target;
+  const data = toBytes(image.data);
+  const isSame = width === image.width && height === image.height;
+  const isPremultiplied = image.channels === 4 && !isSame;
+  if (isPremultiplied) {
+    premultiply(data);
+  }
+  const start = { ...image.size(), data };
+  // Pillow 13 takes the vertical pass first where that one drops more than twice as many pixels.
+  const isTallFirst = height < image.height && image.height - height > 2 * (image.width - width);
+  const half = await resizeBytes(start, isTallFirst ? { height } : { width }, breathe);
+  const done = await resizeBytes(half, isTallFirst ? { width } : { height }, breathe);
+  if (isPremultiplied) {
+    unpremultiply(done.data);
+  }
+  const result = new ImageTensor({ ...image.size(), width, height });
+  fromBytes(done.data, result.data);
+  return result;
+}
+
+/** Adaptive average pooling: sums in float32 row by row, divided by the height and then by the width of the part. */
+async function scaleArea(image: ImageTensor, target: ScaleTarget, breathe: Breathe) {
   const result = new ImageTensor({ ...image.size(), width: target.width, height: target.height });
-  let bytes = toBytes(image.data);
-  const hasAlpha = image.channels === 4;
-  if (target.width === image.width && target.height === image.height) {
-    fromBytes(bytes, result.data);
-    return result;
+  for (let line = 0; line < image.batch * target.height; line++) {
+    const y = line % target.height;
+    const top = floor((y * image.height) / target.height);
+    const rows = ceil(((y + 1) * image.height) / target.height) - top;
+    const first = ((line - y) / target.height) * image.height + top;
+    for (let x = 0; x < target.width; x++) {
+      const left = floor((x * image.width) / target.width);
+      const columns = ceil(((x + 1) * image.width) / target.width) - left;
+      averageInto(result.data, (line * target.width + x) * image.channels, image, {
+        x: left,
+        y: first,
+        width: columns,
+        height: rows,
+      });
+    }
+    await breathe();
   }
-  if (hasAlpha) {
-    premultiply(bytes);
+  return result;
+}
+
+/** Mean of a rectangle; its rows are counted through the whole batch. */
+function averageInto(out: Float32Array, target: number, image: ImageTensor, part: Rect): void {
+  const { data, channels, width } = image;
+  for (let channel = 0; channel < channels; channel++) {
+    let sum = 0;
+    for (let y = part.y; y < part.y + part.height; y++) {
+      const row = (y * width + part.x) * channels + channel;
+      for (let at = row; at < row + part.width * channels; at += channels) {
+        sum = fround(sum + (data[at] ?? 0));
+      }
+    }
+    out[target + channel] = fround(sum / part.height) / part.width;
   }
-  if (target.width !== image.width) {
-    const wide = new Uint8Array(image.batch * image.height * target.width * image.channels);
-    await eachPosition(alongX, byteKernel(bytes, wide, alongX), breathe);
-    bytes = wide;
-  }
-  if (target.height !== image.height) {
-    const high = new Uint8Array(result.data.length);
-    await eachPosition(alongY, byteKernel(bytes, high, alongY), breathe);
-    bytes = high;
-  }
-  if (hasAlpha) {
-    unpremultiply(bytes);
-  }
-  fromBytes(bytes, result.data);
+}
+
+const FLOAT_TAPS = {
+  "nearest-exact": nearestTaps,
+  bilinear: bilinearTaps,
+  bicubic: bicubicTaps,
+} as const;
+
+async function scaleFloat(
+  image: ImageTensor,
+  target: ScaleTarget,
+  tapsFor: (size: number, outSize: number) => Taps,
+  breathe: Breathe,
+): Promise<ImageTensor> {
+  const alongX = passAlongX(image, target.width);
+  const wide = new ImageTensor({ ...image.size(), width: target.width });
+  const tapsX = tapsFor(image.width, target.width);
+  await eachPosition(
+    alongX,
+    tapsX.span,
+    floatKernel(image.data, wide.data, alongX.block, tapsX),
+    breathe,
+  );
+  const alongY = passAlongY(wide, target.height);
+  const result = new ImageTensor({ ...wide.size(), height: target.height });
+  const tapsY = tapsFor(image.height, target.height);
+  await eachPosition(
+    alongY,
+    tapsY.span,
+    floatKernel(wide.data, result.data, alongY.block, tapsY),
+    breathe,
+  );
   return result;
 }
 
@@ -359,12 +456,9 @@ export async function scale(
     return new ImageTensor({ ...image.size(), width, height });
   }
   if (method === "lanczos") {
-    return scaleLanczos(image, target, breathe);
+    return await scaleLanczos(image, target, breathe);
   }
-  const [alongX, alongY] = passes(image, target);
-  const wide = new ImageTensor({ ...image.size(), width });
-  await eachPosition(alongX, floatKernel(image.data, wide.data, alongX), breathe);
-  const result = new ImageTensor({ ...image.size(), width, height });
-  await eachPosition(alongY, floatKernel(wide.data, result.data, alongY), breathe);
-  return result;
+  return method === "area"
+    ? await scaleArea(image, target, breathe)
+    : await scaleFloat(image, target, FLOAT_TAPS[method], breathe);
 }

@@ -76,13 +76,13 @@ class Blend {
     const alongY = feather(tile.height, overlap);
     for (let row = 0; row < tile.height; row++) {
       for (let column = 0; column < tile.width; column++) {
-        const weight = (alongX[column] ?? 1) * (alongY[row] ?? 1);
+        const weight = Math.fround((alongX[column] ?? 1) * (alongY[row] ?? 1));
         const pixel = (y + row) * this.#target.width + x + column;
         this.#weight[pixel] = (this.#weight[pixel] ?? 0) + weight;
         for (let channel = 0; channel < tile.channels; channel++) {
           const at = pixel * tile.channels + channel;
           const value = tile.data[(channel * tile.height + row) * tile.width + column] ?? 0;
-          this.#sum[at] = (this.#sum[at] ?? 0) + value * weight;
+          this.#sum[at] = (this.#sum[at] ?? 0) + Math.fround(value * weight);
         }
       }
     }

@@ -10,7 +10,7 @@ import { inputsOf, isV3, outputsOf } from "./nodes/definition.ts";
 import type { NodeRegistry } from "./nodes/registry.ts";
 import { inputConfig } from "./nodes/registry.ts";
 import type { CastFailure } from "./python.ts";
-import { repr, toBool, toFloat, toInt, toText } from "./python.ts";
+import { repr, reprFloat, toBool, toFloat, toInt, toText, typeName } from "./python.ts";
 
 export interface PromptError {
   readonly type: string;
@@ -245,14 +245,19 @@ class Validation {
 
   #outputType(origin: JsonValue, slot: JsonValue): string {
     if (typeof origin !== "string") {
-      throw new NodeCrash("KeyError", repr(origin));
+      throw typeof origin === "object" && origin !== null
+        ? new NodeCrash("TypeError", `unhashable type: '${typeName(origin)}'`)
+        : new NodeCrash("KeyError", repr(origin));
     }
     const definition = this.#definition(origin);
     const { compat } = this.#options;
     const outputs = outputsOf(definition, compat);
     const sequence = isV3(definition, compat) ? "list" : "tuple";
     if (typeof slot !== "number" || !Number.isInteger(slot)) {
-      throw new NodeCrash("TypeError", `${sequence} indices must be integers or slices, not str`);
+      throw new NodeCrash(
+        "TypeError",
+        `${sequence} indices must be integers or slices, not ${typeName(slot)}`,
+      );
     }
     const type = outputs.at(slot)?.type;
     if (type === undefined) {
@@ -299,7 +304,7 @@ class Validation {
     }
     return {
       type: isBelow ? "value_smaller_than_min" : "value_bigger_than_max",
-      message: `Value ${value} ${isBelow ? "smaller than min" : "bigger than max"} of ${limit}`,
+      message: `Value ${shownNumber(slot, value)} ${isBelow ? "smaller than min" : "bigger than max"} of ${shownNumber(slot, limit)}`,
       details: slot.name,
       extra_info: {
         input_name: slot.name,
@@ -338,6 +343,11 @@ interface Slot {
   readonly input: InputSpec;
   readonly definition: NodeDefinition;
   readonly values: JsonObject;
+}
+
+/** As Python prints it: a FLOAT always with a fraction. */
+function shownNumber({ input }: Slot, value: number | bigint): string {
+  return input.type === "FLOAT" && typeof value === "number" ? reprFloat(value) : String(value);
 }
 
 function isNumber(value: JsonValue | undefined): value is number | bigint {

@@ -38,7 +38,7 @@ export interface NodeContext {
   progress(value: number, max: number, png?: Uint8Array): void;
   /** Shows a text on the node (a TEXT frame). */
   showText(text: string): void;
-  /** The same five letters each time for one node id: the name of its temp files. */
+  /** The same five letters each time for one node of one class: the name of its temp files. */
   tempSuffix(): string;
 }
 
@@ -79,6 +79,12 @@ export interface NodeDefinition {
     | ((values: Readonly<Record<string, JsonValue>>, folders: EngineFolders) => Promise<string>)
     | undefined;
   readonly run: (inputs: NodeInputs, context: NodeContext) => Promise<NodeOutcome> | NodeOutcome;
+}
+
+/** Five letters that no temp file begins with yet. */
+export function randomLetters(): string {
+  const letter = () => String.fromCharCode(97 + Math.floor(Math.random() * 26));
+  return Array.from({ length: 5 }, letter).join("");
 }
 
 export function socket(type: string, config: JsonObject = {}): InputSpec {

@@ -13,7 +13,7 @@ import { dumps } from "../python.ts";
 import { fromBytes, toBytes } from "../resample.ts";
 import { ImageTensor, MaskTensor } from "../values.ts";
 import type { InputSpec, NodeContext, NodeDefinition, NodeOutcome } from "./definition.ts";
-import { combo, output, socket, text } from "./definition.ts";
+import { combo, output, randomLetters, socket, text } from "./definition.ts";
 
 const PICTURE_ENDINGS = new Set(
   ".apng .avif .bmp .gif .ico .jfif .jpe .jpeg .jpg .png .svg .tif .tiff .webp".split(" "),
@@ -90,11 +90,13 @@ export const loadImage: NodeDefinition = {
     const { width, height, frames: batch } = picture;
     const image = new ImageTensor({ batch, width, height, channels: 3 });
     const side = { width: NO_ALPHA_SIDE, height: NO_ALPHA_SIDE };
+    const isOld = context.compat === "0.3.64";
     // 0.33 has one plane per frame, 0.3.64 a single one.
-    const planes = context.compat === "0.3.64" ? 1 : batch;
-    const mask = picture.hasAlpha
-      ? new MaskTensor({ batch, width, height })
-      : new MaskTensor({ batch: planes, ...side });
+    const planes = isOld ? 1 : batch;
+    const mask =
+      picture.hasAlpha || (picture.isDecodedWithAlpha && !isOld)
+        ? new MaskTensor({ batch, width, height })
+        : new MaskTensor({ batch: planes, ...side });
     for (let pixel = 0; pixel < batch * width * height; pixel++) {
       for (let channel = 0; channel < 3; channel++) {
         image.data[pixel * 3 + channel] = (picture.rgba[pixel * 4 + channel] ?? 0) / 255;
@@ -191,9 +193,11 @@ export function savePlace(
   const searched = expanded.length - expanded.lastIndexOf("/") - 1;
   const folder = resolve(root, dirname(path));
   if (!isInside(root, folder)) {
+    const common =
+      context.compat === "0.3.64" ? `\n         commonpath: ${commonPath(root, folder)}` : "";
     throw new NodeError(
       "Exception",
-      `**** ERROR: Saving image outside the output folder is not allowed.\n full_output_folder: ${folder}\n         output_dir: ${root}\n         commonpath: ${commonPath(root, folder)}`,
+      `**** ERROR: Saving image outside the output folder is not allowed.\n full_output_folder: ${folder}\n         output_dir: ${root}${common}`,
     );
   }
   mkdirSync(folder, { recursive: true });
@@ -280,9 +284,13 @@ export async function saveBatch(
   return saved;
 }
 
-async function preview(images: ImageTensor, context: NodeContext, level: number) {
-  const prefix = `ComfyUI_temp_${context.tempSuffix()}`;
-  return await saveBatch(images, context, { area: "temp", prefix, level });
+async function preview(
+  images: ImageTensor,
+  context: NodeContext,
+  how: { letters: string; level: number },
+) {
+  const prefix = `ComfyUI_temp_${how.letters}`;
+  return await saveBatch(images, context, { area: "temp", prefix, level: how.level });
 }
 
 export const saveImage: NodeDefinition = {
@@ -317,7 +325,8 @@ export const previewImage: NodeDefinition = {
   endsGraphInOld: true,
   run: async (inputs, context) => {
     const images = inputs.image("images");
-    return { outputs: [images], ui: { images: await preview(images, context, 1) } };
+    const saved = await preview(images, context, { letters: context.tempSuffix(), level: 1 });
+    return { outputs: [images], ui: { images: saved } };
   },
 };
 
@@ -343,7 +352,8 @@ export const maskPreview: NodeDefinition = {
   endsGraphInOld: true,
   run: async (inputs, context): Promise<NodeOutcome> => {
     const mask = inputs.mask("mask");
-    const images = await preview(maskToImage(mask), context, 4);
+    const how = { letters: randomLetters(), level: 4 };
+    const images = await preview(maskToImage(mask), context, how);
     const isOld = context.compat === "0.3.64";
     return { outputs: [mask], ui: { images, ...(isOld ? {} : { animated: [false] }) } };
   },

@@ -217,7 +217,7 @@ export const featherMask: NodeDefinition = {
     for (const { name, along, size, at } of edges) {
       const steps = Math.min(inputs.int(name), size);
       for (let step = 0; step < steps; step++) {
-        fade(mask, along, at(size, step), (step + 1) / steps);
+        fade(mask, along, at(size, step), Math.fround((step + 1) / steps));
       }
     }
     return single(mask);

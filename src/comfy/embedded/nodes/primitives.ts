@@ -1,6 +1,6 @@
 /** Nodes that hold a value, and the one that shows any. */
 import { isJsonObject } from "../../../platform/json.ts";
-import { dumps, repr } from "../python.ts";
+import { dumps, repr, reprFloat } from "../python.ts";
 import type { NodeValue } from "../values.ts";
 import { describeValue, isPlain } from "../values.ts";
 import type { InputSpec, NodeDefinition } from "./definition.ts";
@@ -61,7 +61,7 @@ function shown(value: NodeValue, isOld: boolean): string {
     return value;
   }
   return Array.isArray(value) || isJsonObject(value)
-    ? dumps(value, isOld ? undefined : 4)
+    ? dumps(value, isOld ? {} : { indent: 4, keepUnicode: true })
     : repr(value);
 }
 
@@ -76,7 +76,10 @@ export const previewAny: NodeDefinition = {
   isOutput: true,
   endsGraphInOld: true,
   run: (inputs, context) => {
-    const text = shown(inputs.any("source"), context.compat === "0.3.64");
+    const source = inputs.any("source");
+    // Only the output it comes from tells that a whole number is a float.
+    const isFloat = typeof source === "number" && inputs.originType("source") === "FLOAT";
+    const text = isFloat ? reprFloat(source) : shown(source, context.compat === "0.3.64");
     return { outputs: [text], ui: { text: [text] } };
   },
 };
