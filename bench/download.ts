@@ -20,7 +20,7 @@ import {
 } from "node:fs";
 import type { Socket } from "node:net";
 import { createServer } from "node:net";
-import { tmpdir } from "node:os";
+import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { AddressGuard } from "../src/platform/guard.ts";
@@ -604,6 +604,12 @@ async function main(): Promise<void> {
     await using origin = await startOrigin(root);
     const stage = { root, origin, sha256: hash.digest("hex"), bytes, rounds };
     console.log(`Origin: ${origin.what}. Times are of whole commands, from fork to exit.`);
+    const [load = 0] = loadavg();
+    if (load > 0.5) {
+      console.log(
+        `Others are at work here (load ${load.toFixed(1)}): wall times and their ratios are noise.`,
+      );
+    }
     const scenes = { uncapped, capped, sick, tar: tarred, kill: killed };
     for (const [name, scene] of Object.entries(scenes)) {
       if (values.only.split(",").includes(name)) {

@@ -18,7 +18,7 @@ import { Readable } from "node:stream";
 import { crc32, createGunzip, createInflateRaw, createZstdDecompress } from "node:zlib";
 import type { extract as createTarParser } from "tar-stream";
 import { AppError, CanceledError, DownloadError, isAbort, messageOf } from "./errors.ts";
-import { fileError, joinInside, readFully, writeFully } from "./files.ts";
+import { fileError, joinInside, readFully, writeAway } from "./files.ts";
 import { formatSize } from "./size.ts";
 
 export interface ArchiveLimits {
@@ -257,7 +257,7 @@ class Unpacking {
       this.#options.signal?.throwIfAborted();
       this.#totalBytes += chunk.byteLength;
       this.#checkTotal(this.#totalBytes);
-      writeFully(fd, chunk, position);
+      await writeAway(fd, chunk, position);
       position += chunk.byteLength;
       follower.see?.(chunk);
       follower.advance(position);

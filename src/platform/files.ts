@@ -20,6 +20,7 @@ import {
   statfsSync,
   statSync,
   unlinkSync,
+  write,
   writeSync,
 } from "node:fs";
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from "node:path";
@@ -90,6 +91,26 @@ export function writeFully(fd: number, bytes: Uint8Array, position: number): voi
   while (done < bytes.byteLength) {
     const length = Math.min(bytes.byteLength - done, WRITE_BLOCK_BYTES);
     done += writeSync(fd, bytes, done, length, position + done);
+  }
+}
+
+/**
+ * {@link writeFully} on another thread: a disk that is busy for seconds must not hold up everything else this process
+ * does. `bytes` must stay as they are until it is done.
+ */
+export async function writeAway(fd: number, bytes: Uint8Array, position: number): Promise<void> {
+  for (let done = 0; done < bytes.byteLength; ) {
+    const length = Math.min(bytes.byteLength - done, WRITE_BLOCK_BYTES);
+    const from = done;
+    done += await new Promise<number>((resolve, reject) => {
+      write(fd, bytes, from, length, position + from, (error, written) => {
+        if (error === null) {
+          resolve(written);
+        } else {
+          reject(error);
+        }
+      });
+    });
   }
 }
 

@@ -5,7 +5,7 @@
  */
 import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
-import { fileError, freeSpace, noSpace, readFully, writeFully } from "../platform/files.ts";
+import { fileError, freeSpace, noSpace, readFully, writeAway } from "../platform/files.ts";
 import { reserve } from "../platform/native.ts";
 import { bareUrl, redactUrl } from "../platform/redact.ts";
 import { retryDelay, sleep } from "../platform/retry.ts";
@@ -383,7 +383,7 @@ class RangedDownload {
       connection.bytes += chunk.byteLength;
       const room = segment.end - segment.next;
       const part = chunk.byteLength > room ? chunk.subarray(0, room) : chunk;
-      this.#write(segment, part);
+      await this.#write(segment, part);
       if (chunk.byteLength > room && segment.end === askedEnd) {
         this.#ledger.revoke(segment.start, segment.next);
         this.#queue.revoke(segment);
@@ -399,14 +399,18 @@ class RangedDownload {
     }
   }
 
-  #write(segment: Segment, part: Uint8Array): void {
+  async #write(segment: Segment, part: Uint8Array): Promise<void> {
+    const position = segment.next;
+    // Claimed before it is written: what a thief takes meanwhile lies beyond it.
+    segment.next += part.byteLength;
     try {
-      writeFully(this.#folder.fd, part, segment.next);
+      await writeAway(this.#folder.fd, part, position);
     } catch (error) {
+      // Not there after all; whoever fetches next must not leave it out.
+      segment.next = position;
       throw fileError(error, this.#folder.dataPath, "write");
     }
-    this.#ledger.wrote(segment.next, part);
-    segment.next += part.byteLength;
+    this.#ledger.wrote(position, part);
     this.#writeback?.note(this.#ledger.coveredBytes);
     this.#context.onBytes(this.#ledger.coveredBytes);
   }
@@ -886,7 +890,7 @@ class WholeDownload {
         throw changed(this.#found, `it is longer than the ${expected} bytes it said`);
       }
       try {
-        writeFully(this.#folder.fd, chunk, position);
+        await writeAway(this.#folder.fd, chunk, position);
       } catch (error) {
         throw fileError(error, this.#folder.dataPath, "write");
       }
@@ -1034,12 +1038,9 @@ async function copyLocal(
       if (length === 0) {
         break;
       }
-      writeFully(folder.fd, block.subarray(0, length), position);
+      await writeAway(folder.fd, block.subarray(0, length), position);
       position += length;
       context.onBytes(position);
-      if (position % (16 * COPY_BLOCK_BYTES) === 0) {
-        await new Promise<void>((resolve) => setImmediate(resolve));
-      }
     }
     ftruncateSync(folder.fd, position);
     return position;
