@@ -177,26 +177,18 @@ describe("networks", () => {
     expect(CompactNetwork.from(new Map(good()))?.scale).toBe(2);
   });
 
-  test.each([
+  const broken: readonly (readonly [string, [string, Tensor][]])[] = [
     ["a bias is missing", good().filter(([name]) => name !== "body.2.bias")],
-    [
-      "layers don't fit each other",
-      [...good(), ["body.2.weight", layer(12, 5)] as [string, Tensor]],
-    ],
+    ["layers don't fit each other", [...good(), ["body.2.weight", layer(12, 5)]]],
     [
       "the last layer makes no whole picture",
-      [
-        ...good(),
-        ["body.2.weight", layer(10, 4)] as [string, Tensor],
-        ["body.2.bias", list(10)] as [string, Tensor],
-      ],
+      [...good(), ["body.2.weight", layer(10, 4)], ["body.2.bias", list(10)]],
     ],
-    [
-      "a slope follows the last layer",
-      [...good(), ["body.3.weight", list(12)] as [string, Tensor]],
-    ],
+    ["a slope follows the last layer", [...good(), ["body.3.weight", list(12)]]],
     ["there are no tensors", []],
-  ])("are refused when %s", (_what, tensors) => {
+  ];
+
+  test.each(broken)("are refused when %s", (_what, tensors) => {
     expect(CompactNetwork.from(new Map(tensors))).toBeUndefined();
   });
 });
