@@ -17,7 +17,8 @@ import type { Prediction } from "./prediction.ts";
 import type { RunKind } from "./run.ts";
 import type { Service } from "./service.ts";
 import { COG_VERSION, hasTrainings } from "./service.ts";
-import { eventStream, KEEP_ALIVE_MS, wantsEvents } from "./sse.ts";
+import type { EventStreamOptions } from "./sse.ts";
+import { eventStream, wantsEvents } from "./sse.ts";
 
 /** What the transport tells beside the request. */
 export interface AppBindings {
@@ -44,7 +45,7 @@ export interface AppOptions {
   readonly openPaths?: readonly string[] | undefined;
   /** Further routes, asked before Cog's own. */
   readonly routes?: readonly Hono<AppEnv>[] | undefined;
-  readonly keepAliveMs?: number | undefined;
+  readonly streams?: EventStreamOptions | undefined;
 }
 
 /** Paths that answer without a token unless other ones are given. */
@@ -295,8 +296,7 @@ async function answerWhenFinished(prediction: Prediction, left: AbortSignal): Pr
 }
 
 function stream(prediction: Prediction, options: AppOptions): Response {
-  const body = eventStream(prediction.subscribe(), options.keepAliveMs ?? KEEP_ALIVE_MS);
-  return new Response(body, {
+  return new Response(eventStream(prediction.subscribe(), options.streams), {
     headers: { "content-type": "text/event-stream", "cache-control": "no-cache" },
   });
 }

@@ -17,6 +17,7 @@ import { OrphanWatch } from "./orphan.ts";
 import type { CogModel } from "./predictor.ts";
 import { COG_VERSION, Service } from "./service.ts";
 import { cogSettings } from "./settings.ts";
+import type { EventStreamOptions } from "./sse.ts";
 import { WebhookSender } from "./webhook.ts";
 
 /** What of the environment the server needs. */
@@ -52,7 +53,7 @@ export interface ServeTimings {
   readonly webhookRetryDelaysMs?: readonly number[] | undefined;
   readonly webhookTimeoutMs?: number | undefined;
   readonly uploadTimeoutMs?: number | undefined;
-  readonly keepAliveMs?: number | undefined;
+  readonly streams?: EventStreamOptions | undefined;
   readonly healthcheckTimeoutMs?: number | undefined;
 }
 
@@ -285,7 +286,7 @@ function listen(
     tokens: config.API_TOKEN,
     openPaths: options.openPaths,
     routes: options.routes?.(service),
-    keepAliveMs: options.timings?.keepAliveMs,
+    streams: options.timings?.streams,
   });
   const answer = (request: Request, server: Bun.Server<undefined>, path?: string) => {
     hooks.see(request);

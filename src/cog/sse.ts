@@ -1,4 +1,5 @@
 /** Server-sent events on the wire (cog_protocol.md §10.2): a pull-driven body, so that a slow reader costs no memory. */
+import { CanceledError } from "../platform/errors.ts";
 import type { StreamEvent, Subscription } from "./event-log.ts";
 import { writeJson } from "./json-writer.ts";
 
@@ -22,16 +23,27 @@ function render(event: StreamEvent): string {
   return `event: ${event.name}\ndata: ${writeJson(event.data)}\n\n`;
 }
 
+export interface EventStreamOptions {
+  readonly keepAliveMs?: number | undefined;
+  /** A reader that takes nothing for so long is given up: it must not hold its events for ever. */
+  readonly stalledMs?: number | undefined;
+}
+
+const STALLED_MS = 120_000;
+
 /** The body of an event stream; ends after the last event, leaves the subscription when the client goes. */
 export function eventStream(
   subscription: Subscription,
-  keepAliveMs: number = KEEP_ALIVE_MS,
+  options: EventStreamOptions = {},
 ): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
+  const keepAliveMs = options.keepAliveMs ?? KEEP_ALIVE_MS;
   let waitMs = Math.min(FIRST_WAIT_MS, keepAliveMs);
+  let watchdog: ReturnType<typeof setTimeout> | undefined;
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller): Promise<void> {
+        clearTimeout(watchdog);
         const event = await subscription.next(waitMs);
         waitMs = keepAliveMs;
         if (event === undefined) {
@@ -39,8 +51,14 @@ export function eventStream(
           return;
         }
         controller.enqueue(encoder.encode(event === "nothing" ? KEEP_ALIVE : render(event)));
+        // The next pull comes when the client has taken this; comments see to it that there is always something to take.
+        watchdog = setTimeout(() => {
+          subscription.close();
+          controller.error(new CanceledError("The client does not read its event stream"));
+        }, options.stalledMs ?? STALLED_MS);
       },
       cancel(): void {
+        clearTimeout(watchdog);
         subscription.close();
       },
     },

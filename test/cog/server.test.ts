@@ -278,7 +278,7 @@ describe("streams", () => {
   test("say that they live when nothing happens", async () => {
     await using held = await startHeld({
       streaming: true,
-      serve: { timings: { keepAliveMs: 10 } },
+      serve: { timings: { streams: { keepAliveMs: 10 } } },
     });
     const response = await post(
       `${held.url}/predictions`,
@@ -343,6 +343,29 @@ describe("streams", () => {
     socket.destroy();
   });
 });
+
+test("a stream whose creator takes nothing is given up, and what it created is cancelled", async () => {
+  const cancelled = Promise.withResolvers<void>();
+  await using twin = await startTwin({
+    streaming: true,
+    serve: { timings: { streams: { stalledMs: 100 } } },
+    during: async ({ progress, signal }) => {
+      while (!signal.aborted) {
+        progress?.({ picture: "x".repeat(500_000) });
+        await Bun.sleep(5);
+      }
+      cancelled.resolve();
+    },
+  });
+  const body = JSON.stringify({ input: INPUT });
+  const socket = connect(twin.server.port, "127.0.0.1");
+  socket.pause();
+  socket.write(
+    `POST /predictions HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+  );
+  await cancelled.promise;
+  socket.destroy();
+}, 20_000);
 
 describe("bodies", () => {
   test("over 100 MiB are 413, by their length or by their bytes, and the server goes on", async () => {
