@@ -96,10 +96,10 @@ describe("arguments", () => {
     expect(parsed).toMatchObject({
       host: "0.0.0.0",
       port: 8188,
-      input: "/work/base/input",
-      temp: "/work/base/temp",
-      modelsDir: "/work/base/models",
-      extraModelPaths: ["/work/a.yaml", "/work/b.yaml"],
+      input: "/srv/base/input",
+      temp: "/srv/base/temp",
+      modelsDir: "/srv/base/models",
+      extraModelPaths: ["/srv/a.yaml", "/srv/b.yaml"],
       cache: { kind: "lru", entries: 3 },
       compat: "0.33.0",
     });
