@@ -91,7 +91,7 @@ describe("arguments", () => {
         "--base-directory",
         "base",
       ],
-      "/work",
+      "/srv",
     );
     expect(parsed).toMatchObject({
       host: "0.0.0.0",
