@@ -216,14 +216,18 @@ async function create(
   if (inFlight !== undefined) {
     return answerInFlight(inFlight, isStreamed, options);
   }
-  const prediction = await service.create({
+  const { prediction, isNew } = await service.create({
     ...envelope,
     kind,
     id: id ?? envelope.id,
+    isIdempotent: id !== undefined,
     exactInput: () => exactInput(text),
     trace: traceOf(c),
     isStreamed,
   });
+  if (!isNew) {
+    return answerInFlight(prediction, isStreamed, options);
+  }
   if (isStreamed) {
     return stream(prediction, options);
   }

@@ -21,7 +21,7 @@ export interface PredictionContext {
   progress?(state: Readonly<Record<string, string | number | boolean | null>>): void;
 }
 
-/** What setup may use. Lines logged here appear in `/health-check`'s setup log. */
+/** What setup may use. Lines logged here appear in `/health-check`'s setup log, not in the server's own log. */
 export interface SetupContext {
   readonly signal: AbortSignal;
   log(line: string): void;

@@ -69,6 +69,15 @@ export interface Creation {
   readonly webhookEvents?: readonly WebhookEvent[] | undefined;
   readonly trace?: Readonly<Record<string, string>> | undefined;
   readonly isStreamed?: boolean | undefined;
+  /** An id that is in flight is joined, not started again (PUT). */
+  readonly isIdempotent?: boolean | undefined;
+}
+
+/** What came of a {@link Creation}. */
+export interface Created {
+  readonly prediction: Prediction;
+  /** False when an equal request was quicker and this one joined it. */
+  readonly isNew: boolean;
 }
 
 const NOT_READY =
@@ -172,7 +181,7 @@ export class Service {
    * Starts a prediction, or refuses in Cog's order: streaming, input, readiness, webhook address, capacity.
    * @throws AppError STREAM_UNSUPPORTED, INPUT_INVALID, NOT_READY, WEBHOOK_REFUSED, AT_CAPACITY
    */
-  async create(creation: Creation): Promise<Prediction> {
+  async create(creation: Creation): Promise<Created> {
     if (creation.isStreamed === true) {
       this.requireStreaming();
     }
@@ -185,6 +194,11 @@ export class Service {
     if (creation.webhook !== undefined && this.#slots.free > 0) {
       await this.#options.webhooks.checkAddress(creation.webhook);
     }
+    // The address was looked up meanwhile: an equal request may have been quicker.
+    const running = creation.isIdempotent === true ? this.#byId.get(creation.id ?? "") : undefined;
+    if (running !== undefined) {
+      return { prediction: running, isNew: false };
+    }
     const slot = this.#slots.take();
     if (slot === undefined) {
       throw new AppError("AT_CAPACITY", AT_CAPACITY);
@@ -196,7 +210,7 @@ export class Service {
     });
     this.#running.add(run);
     void run.finally(() => this.#running.delete(run));
-    return prediction;
+    return { prediction, isNew: true };
   }
 
   /**
@@ -234,10 +248,7 @@ export class Service {
     const { model, logger, setupTimeoutMs } = this.#options;
     const timeout = setupTimeoutMs === undefined ? [] : [AbortSignal.timeout(setupTimeoutMs)];
     const signal = AbortSignal.any([this.#stop.signal, ...timeout]);
-    const log = (line: string): void => {
-      this.#setup.add("coglet::setup", line);
-      logger.info(line.replace(/\n$/, ""));
-    };
+    const log = (line: string): void => this.#setup.add("coglet::setup", line);
     try {
       const document = checkedDocument(model);
       await raceAbort(model.setup({ signal, log }), signal);

@@ -193,6 +193,33 @@ describe("a prediction", () => {
     expect(twin.server.service.status()).toBe("READY");
   });
 
+  test("that two clients PUT at the same time runs once, however long its webhook's name takes", async () => {
+    let runs = 0;
+    const gate = Promise.withResolvers<void>();
+    await using twin = await startTwin({
+      env: { COG_MAX_CONCURRENCY: "4" },
+      during: () => {
+        runs += 1;
+        return gate.promise;
+      },
+    });
+    const put = (): Promise<Response> =>
+      fetch(`${twin.url}/predictions/once`, {
+        method: "PUT",
+        body: JSON.stringify({
+          input: INPUT,
+          webhook: "http://localhost:1/",
+          webhook_events_filter: [],
+        }),
+        headers: { "content-type": "application/json" },
+      });
+    const both = [put(), put()];
+    expect((await Promise.race(both)).status).toBe(202);
+    gate.resolve();
+    expect((await Promise.all(both)).map(({ status }) => status).sort()).toEqual([200, 202]);
+    expect(runs).toBe(1);
+  });
+
   test("is refused with 422 when its webhook points inwards, naming the variable", async () => {
     await using twin = await startTwin({ env: { WEBHOOK_ALLOW_PRIVATE: "0" } });
     const response = await post(`${twin.url}/predictions`, {
