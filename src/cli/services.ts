@@ -17,6 +17,7 @@ import type { MissingWeight, Validation, WeightRef } from "../weights/refs.ts";
 import type { Resolution } from "../weights/resolve.ts";
 import type { NodeDefinitions } from "../workflow/definitions.ts";
 import type { Workflow } from "../workflow/graph.ts";
+import type { Obstacle } from "../workflow/obstacles.ts";
 
 export interface WeightsPort {
   readonly manifest: Manifest;
@@ -46,10 +47,17 @@ export interface ComfyPort {
   readonly definitions: NodeDefinitions;
   load_workflow(
     given: string,
-    options?: { readonly trust?: Trust; readonly signal?: AbortSignal | undefined },
+    options?: {
+      readonly trust?: Trust;
+      readonly signal?: AbortSignal | undefined;
+      /** For looking, not for running. */
+      readonly allowUnnamed?: boolean;
+    },
   ): Promise<Workflow>;
+  start_server(signal?: AbortSignal): Promise<void>;
   find_weights(workflow: Workflow): WeightRef[];
   check_weights(workflow: Workflow, trust?: Trust): Validation;
+  find_obstacles(workflow: Workflow, refs?: WeightRef[]): Obstacle[];
   cleanup(paths: readonly string[]): void;
 }
 

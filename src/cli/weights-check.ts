@@ -1,58 +1,66 @@
-/** `weights check`: what a workflow needs, what of it is there, and the line to paste that gets the rest. */
+/** `weights check`: what a workflow needs, what of it is there, what else stops it, and the line that gets the rest. */
 import { basename } from "node:path";
 import { stringifyJson } from "../platform/json.ts";
-import { checkReport, checkTable } from "../weights/check-table.ts";
-import { missingReport, missingText } from "../weights/report.ts";
+import { checkDocument } from "../weights/check-document.ts";
+import { checkTable } from "../weights/check-table.ts";
+import { missingText } from "../weights/report.ts";
 import type { Workflow } from "../workflow/graph.ts";
-import { applyOverrides, readSetting } from "../workflow/overrides.ts";
+import { obstacleSections } from "../workflow/obstacles.ts";
 import type { Command } from "./command.ts";
 import { EXIT } from "./command.ts";
+import { ENGINE_OPTION, lookAt, SET_OPTION } from "./look.ts";
 import type { CliServices } from "./services.ts";
-import { readWorkflow, readyWeights } from "./targets.ts";
 
 export const checkWeights: Command<CliServices> = {
   name: "weights check",
   summary:
     "Show every weight a workflow needs: node, folder, size, source, and whether it is there",
-  usage: "WORKFLOW [--set name=value]",
+  usage: "WORKFLOW [--set name=value] [--engine]",
   words: [1, 1],
-  options: {
-    set: {
-      type: "string",
-      multiple: true,
-      value: "name=value",
-      help: "set a value first, as the input `overrides` does: --set 4.ckpt_name=x.safetensors",
-    },
-  },
+  options: { ...SET_OPTION, ...ENGINE_OPTION },
   examples: [
     "bin/cog-comfyui weights check my_workflow.json",
     "bin/cog-comfyui weights check https://example.com/w.json --json",
   ],
-  run: async ({ words, json, texts }, services, { out }) => {
-    const [word = ""] = words;
-    const { weights, comfyui } = await readyWeights(services);
-    const workflow = withOverrides(await readWorkflow(word, services), texts("set"));
+  run: async (invocation, services, { out, err }) => {
+    const [word = ""] = invocation.words;
+    const { predictor, workflow } = await lookAt(invocation, services, { err });
+    const { weights, comfyui } = predictor;
     const refs = comfyui.find_weights(workflow);
     const validation = comfyui.check_weights(workflow, "operator");
-    const report = checkReport(refs, validation, (ref) => weights.resolve(ref, "operator"));
+    const obstacles = comfyui.find_obstacles(workflow, refs);
     const options = { manifest: weights.manifest, workflow: word };
-    const isComplete = validation.missing.length === 0;
-    if (json) {
-      const document = { ...report, ok: isComplete, report: missingReport(validation, options) };
+    const document = checkDocument(
+      { refs, validation, obstacles },
+      (ref) => weights.resolve(ref, "operator"),
+      options,
+    );
+    const isMissing = validation.missing.length > 0;
+    if (invocation.json) {
       out(`${stringifyJson(document, 2)}\n`);
     } else {
       out(`${basename(word)}: ${describe(workflow, refs.length)}\n\n`);
       if (refs.length > 0) {
-        out(`${checkTable(report)}\n`);
+        out(`${checkTable(document)}\n`);
       }
-      if (!isComplete) {
-        out(`\n${missingText(validation, options)}\n`);
-        out(`\nTo have everything there before the first request:\nPRELOAD_WORKFLOW=${word}\n`);
-      }
+      out(
+        isMissing
+          ? `\n${missingText(validation, { ...options, obstacles })}\n\nTo have everything there before the first request:\nPRELOAD_WORKFLOW=${word}\n`
+          : obstacleSections(obstacles)
+              .map((section) => `\n${section}\n`)
+              .join(""),
+      );
     }
-    return isComplete ? EXIT.done : EXIT.missing;
+    return exitCode(isMissing, document.ok);
   },
 };
+
+function exitCode(isMissing: boolean, isOk: boolean): number {
+  if (isMissing) {
+    return EXIT.missing;
+  }
+  return isOk ? EXIT.done : EXIT.failed;
+}
 
 function describe(workflow: Workflow, count: number): string {
   const nodes = Object.keys(workflow.graph).length;
@@ -60,10 +68,4 @@ function describe(workflow: Workflow, count: number): string {
   const weights =
     count === 0 ? "needs no weight" : `${count} place${count === 1 ? "" : "s"} that name a weight`;
   return `a workflow ${form}, ${nodes} node${nodes === 1 ? "" : "s"}, ${weights}.`;
-}
-
-/** The workflow with the values of `--set` in it. */
-export function withOverrides(workflow: Workflow, pairs: readonly string[]): Workflow {
-  const values = Object.fromEntries(pairs.map(readSetting));
-  return { ...workflow, graph: applyOverrides(workflow, values).graph };
 }

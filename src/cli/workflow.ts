@@ -1,35 +1,43 @@
-/** `workflow explain`, `workflow convert`, `workflow expose`: what a workflow is, and its API form. */
-import { stringifyJson } from "../platform/json.ts";
+/** `workflow explain`, `workflow convert`, `workflow expose`: what a workflow is, its API form, its named inputs. */
+import type { JsonObject } from "../platform/json.ts";
+import { isJsonObject, parseJson, stringifyJson } from "../platform/json.ts";
 import { checkReport, checkTable } from "../weights/check-table.ts";
 import type { Explanation, SettableValue } from "../workflow/explain.ts";
 import { explainWorkflow as explain } from "../workflow/explain.ts";
-import { proposeInputs } from "../workflow/expose.ts";
-import type { NodePack } from "../workflow/graph.ts";
+import { proposeInputs, withExposed } from "../workflow/expose.ts";
+import type { NodePack, Workflow } from "../workflow/graph.ts";
+import { obstacleSections } from "../workflow/obstacles.ts";
 import type { Command } from "./command.ts";
 import { EXIT } from "./command.ts";
+import { deliver, ENGINE_OPTION, lookAt, OUTPUT_OPTION, SET_OPTION } from "./look.ts";
 import type { CliServices } from "./services.ts";
-import { readWorkflow, readyWeights } from "./targets.ts";
 
 const MAX_VALUE_LENGTH = 60;
 
 export const explainWorkflow: Command<CliServices> = {
   name: "workflow explain",
-  summary: "Say what a workflow is: nodes, weights, values that can be set, inputs, outputs",
-  usage: "WORKFLOW",
+  summary: "Say what a workflow is: nodes, weights, values to set, inputs, outputs, what can't run",
+  usage: "WORKFLOW [--set name=value] [--engine]",
   words: [1, 1],
-  run: async ({ words: [word = ""], json }, services, { out }) => {
-    const { comfyui, weights } = await readyWeights(services);
-    const workflow = await readWorkflow(word, services);
+  options: { ...SET_OPTION, ...ENGINE_OPTION },
+  run: async (invocation, services, { out, err }) => {
+    const { predictor, workflow } = await lookAt(invocation, services, { err });
+    const { comfyui, weights } = predictor;
     const explanation = explain(workflow, { definitions: comfyui.definitions });
+    const refs = comfyui.find_weights(workflow);
     const validation = comfyui.check_weights(workflow, "operator");
-    const report = checkReport(comfyui.find_weights(workflow), validation, (ref) =>
-      weights.resolve(ref, "operator"),
-    );
-    if (json) {
-      out(`${stringifyJson({ ...explanation, weights: report.weights }, 2)}\n`);
+    const obstacles = comfyui.find_obstacles(workflow, refs);
+    const report = checkReport(refs, validation, (ref) => weights.resolve(ref, "operator"));
+    if (invocation.json) {
+      out(`${stringifyJson({ ...explanation, weights: report.weights, obstacles }, 2)}\n`);
     } else {
       out(describe(explanation));
       out(report.weights.length === 0 ? "Weights: none\n" : `Weights:\n${checkTable(report)}\n`);
+      out(
+        obstacleSections(obstacles)
+          .map((section) => `\n${section}\n`)
+          .join(""),
+      );
     }
     return EXIT.done;
   },
@@ -38,34 +46,57 @@ export const explainWorkflow: Command<CliServices> = {
 export const convertWorkflow: Command<CliServices> = {
   name: "workflow convert",
   summary: "Print a workflow in API format, as ComfyUI's own editor would export it",
-  usage: "WORKFLOW",
+  usage: "WORKFLOW [-o FILE] [--set name=value] [--engine]",
   words: [1, 1],
-  run: async ({ words: [word = ""] }, services, { out, err }) => {
-    const workflow = await readWorkflow(word, services);
+  options: { ...OUTPUT_OPTION, ...SET_OPTION, ...ENGINE_OPTION },
+  run: async (invocation, services, { out, err }) => {
+    const { workflow } = await lookAt(invocation, services, { err, isStrict: true });
     for (const note of workflow.notes) {
       err(`${note}\n`);
     }
-    out(`${stringifyJson(workflow.graph, 2)}\n`);
+    const text = `${stringifyJson(workflow.graph, 2)}\n`;
+    const written = deliver(text, invocation.text("output"), { out, err });
+    if (written !== undefined && invocation.json) {
+      out(`${stringifyJson({ written, notes: workflow.notes }, 2)}\n`);
+    }
     return EXIT.done;
   },
 };
 
 export const exposeWorkflow: Command<CliServices> = {
   name: "workflow expose",
-  summary: "Propose the named inputs of a workflow, as the `_meta.inputs` table for editing",
-  usage: "WORKFLOW",
+  summary:
+    "Print a workflow with a table of named inputs in its `_meta`, for editing and WORKFLOW=",
+  usage: "WORKFLOW [-o FILE] [--engine]",
   words: [1, 1],
-  run: async ({ words: [word = ""] }, services, { out }) => {
-    const { comfyui } = services.predictor();
-    const workflow = await readWorkflow(word, services);
-    const inputs = proposeInputs(workflow, { definitions: comfyui.definitions });
-    out(`${stringifyJson({ _meta: { inputs } }, 2)}\n`);
+  options: { ...OUTPUT_OPTION, ...ENGINE_OPTION },
+  examples: [
+    "bin/cog-comfyui workflow expose my_workflow.json -o my_api.json    (then edit _meta.inputs)",
+    "WORKFLOW=my_api.json bin/cog-comfyui predict -i prompt='a cat'",
+  ],
+  run: async (invocation, services, { out, err }) => {
+    const { predictor, workflow } = await lookAt(invocation, services, { err });
+    const { definitions } = predictor.comfyui;
+    // What the file names already (`_meta.inputs`, App Mode) is its author's choice.
+    const isNamed = workflow.exposed.length > 0;
+    const inputs = isNamed ? workflow.exposed : proposeInputs(workflow, { definitions });
+    const text = `${stringifyJson(withExposed(documentOf(workflow), inputs), 2)}\n`;
+    const written = deliver(text, invocation.text("output"), { out, err });
+    if (written !== undefined && invocation.json) {
+      out(`${stringifyJson({ written, inputs }, 2)}\n`);
+    }
     return EXIT.done;
   },
 };
 
+/** The file as it was given; the graph where it was no JSON object (a prompt as text inside of text). */
+function documentOf({ document, graph }: Workflow): JsonObject {
+  const nodes = document ?? parseJson(stringifyJson(graph));
+  return isJsonObject(nodes) ? nodes : {};
+}
+
 function describe(explanation: Explanation): string {
-  const { classes, unneeded, settable, files, outputs, notes } = explanation;
+  const { classes, unneeded, settable, files, outputs, named, unnamed, notes } = explanation;
   const unknown = classes.filter(({ isKnown }) => !isKnown);
   const paid = classes.filter(({ isApiNode }) => isApiNode);
   return [
@@ -81,6 +112,15 @@ function describe(explanation: Explanation): string {
       : [`Calls paid services: ${paid.map(({ classType }) => classType).join(", ")}`]),
     `Outputs: ${outputs.map(({ nodeId, classType, title }) => `${nodeId} ${title} (${classType})`).join(", ") || "none"}`,
     `Files it loads: ${files.map(({ name, value }) => `${name}=${shorten(value)}`).join(", ") || "none"}`,
+    ...(named.length === 0
+      ? []
+      : [
+          `Named inputs (WORKFLOW=): ${named.map(({ name, kind }) => `${name} (${kind})`).join(", ")}`,
+        ]),
+    ...unnamed.map(
+      ({ nodeId, classType, pack }) =>
+        `Values without names: node ${nodeId} (${classType}${pack === undefined ? "" : ` of ${pack}`}); it needs an engine that has the class`,
+    ),
     ...(settable.length === 0 ? [] : ["Values that can be set (overrides, --set):"]),
     ...settable.map(settableLine),
     ...notes.map((note) => `Note: ${note}`),

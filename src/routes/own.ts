@@ -9,13 +9,13 @@ import type { Service } from "../cog/service.ts";
 import type { ModelFolders } from "../models/folders.ts";
 import { AppError, InputError } from "../platform/errors.ts";
 import { isJsonObject, parseJson } from "../platform/json.ts";
-import { checkReport } from "../weights/check-table.ts";
+import { checkDocument } from "../weights/check-document.ts";
 import type { Manifest } from "../weights/manifest.ts";
 import type { Trust } from "../weights/plan-types.ts";
 import type { Validation, WeightRef } from "../weights/refs.ts";
-import { missingReport } from "../weights/report.ts";
 import type { Resolution } from "../weights/resolve.ts";
 import type { Workflow } from "../workflow/graph.ts";
+import type { Obstacle } from "../workflow/obstacles.ts";
 
 /** What these routes ask; the root classes have it. */
 export interface RouteServices {
@@ -27,9 +27,10 @@ export interface RouteServices {
       resolve(wanted: WeightRef, trust: Trust): Resolution;
     };
     readonly comfyui: {
-      load_workflow(given: string): Promise<Workflow>;
+      load_workflow(given: string, options: { readonly allowUnnamed: boolean }): Promise<Workflow>;
       find_weights(workflow: Workflow): WeightRef[];
       check_weights(workflow: Workflow): Validation;
+      find_obstacles(workflow: Workflow, refs: WeightRef[]): Obstacle[];
     };
   };
 }
@@ -77,17 +78,16 @@ function weightRoutes({ predictor }: RouteServices): Hono<AppEnv> {
   routes.post("/weights/check", async (context) => {
     try {
       const body = await context.req.text();
-      const workflow = await predictor.comfyui.load_workflow(workflowIn(body));
-      const validation = predictor.comfyui.check_weights(workflow);
-      const report = checkReport(predictor.comfyui.find_weights(workflow), validation, (ref) =>
-        predictor.weights.resolve(ref, "request"),
-      );
-      const ok = validation.missing.length === 0;
-      return json({
-        ...report,
-        ok,
-        report: missingReport(validation, { manifest: predictor.weights.manifest }),
-      });
+      const { comfyui, weights } = predictor;
+      const workflow = await comfyui.load_workflow(workflowIn(body), { allowUnnamed: true });
+      const refs = comfyui.find_weights(workflow);
+      const found = {
+        refs,
+        validation: comfyui.check_weights(workflow),
+        obstacles: comfyui.find_obstacles(workflow, refs),
+      };
+      const resolve = (ref: WeightRef) => weights.resolve(ref, "request");
+      return json(checkDocument(found, resolve, { manifest: weights.manifest }));
     } catch (error) {
       if (error instanceof AppError) {
         return json({ error: error.toJSON() }, 422);

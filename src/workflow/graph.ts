@@ -86,6 +86,8 @@ export interface Workflow {
   readonly shown?: readonly ShownWidget[];
   /** Nodes whose values have numbers for names; only where the caller allows them. Such a graph can't run. */
   readonly unnamed?: readonly UnnamedNode[];
+  /** The whole document it was read from, wrappers included: for writing it out again. */
+  readonly document?: JsonObject;
   /** The UI document it was converted from; ComfyUI stores it in the pictures (`extra_pnginfo.workflow`). */
   readonly ui?: JsonObject;
   /** Things worth telling that stop nothing ("node 7 is muted", "two surplus widget values dropped"). */

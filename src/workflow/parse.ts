@@ -4,6 +4,7 @@
  */
 import { InputError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
+import { isJsonObject } from "../platform/json.ts";
 import { checkLinks, readApiGraph } from "./api-graph.ts";
 import { convertUi } from "./convert.ts";
 import { NodeDefinitions } from "./definitions.ts";
@@ -40,7 +41,7 @@ export function parseWorkflow(
     ? fromUi(found, { ...options, definitions }, remarks)
     : fromApi(found, ui, remarks);
   checkLinks(workflow.graph, definitions, remarks);
-  return { ...workflow, notes: remarks };
+  return { ...workflow, ...(isJsonObject(document) ? { document } : {}), notes: remarks };
 }
 
 function unpack(source: string | Uint8Array | JsonObject): {
