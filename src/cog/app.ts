@@ -118,7 +118,12 @@ export function createApp(options: AppOptions): Hono<AppEnv> {
   }
   refuseOtherMethods(app);
   app.notFound(() => new Response(null, { status: 404 }));
-  app.onError((error) => answerError(error, options.logger));
+  app.onError((error, c) =>
+    // Nobody is there to be answered, and a body that broke off is no fault of ours.
+    c.req.raw.signal.aborted
+      ? new Response(null, { status: 400 })
+      : answerError(error, options.logger),
+  );
   return app;
 }
 

@@ -79,14 +79,18 @@ export class WebhookSender {
     if (!/^https?:\/\//i.test(url) || !URL.canParse(url)) {
       return;
     }
+    const timer = new AbortController();
     try {
-      await Promise.race([this.#options.guard.check(url), sleep(ADDRESS_CHECK_MS)]);
+      const late = sleep(ADDRESS_CHECK_MS, timer.signal).catch(() => undefined);
+      await Promise.race([this.#options.guard.check(url), late]);
     } catch (error) {
       if (error instanceof AppError && error.code === "FETCH_REFUSED") {
         throw new InputError("WEBHOOK_REFUSED", `The webhook ${error.describe()}`, {
           cause: error,
         });
       }
+    } finally {
+      timer.abort();
     }
   }
 

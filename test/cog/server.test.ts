@@ -415,6 +415,27 @@ describe("bodies", () => {
     expect(await healthStatus(twin.server.port)).toBe("READY");
   }, 20_000);
 
+  test("that break off are no internal error", async () => {
+    const lines: string[] = [];
+    await using twin = await startTwin({
+      serve: { logger: createLogger({ level: "error", write: (line) => lines.push(line) }) },
+    });
+    for (const framing of ["content-length: 1000", "transfer-encoding: chunked"]) {
+      const socket = connect(twin.server.port, "127.0.0.1");
+      socket.on("error", () => undefined);
+      await new Promise<void>((resolve) => {
+        socket.write(
+          `POST /predictions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n${framing}\r\n\r\n5\r\n{"id"`,
+          () => resolve(),
+        );
+      });
+      await healthStatus(twin.server.port);
+      socket.destroy();
+      expect((await post(`${twin.url}/predictions`, { input: INPUT })).status).toBe(200);
+    }
+    expect(lines).toEqual([]);
+  });
+
   test("that come a byte at a time hold no slot", async () => {
     await using twin = await startTwin();
     const socket = connect(twin.server.port, "127.0.0.1");
