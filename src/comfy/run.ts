@@ -8,17 +8,18 @@ import type { Logger } from "../platform/log.ts";
 import { sleep, within } from "../platform/retry.ts";
 import type { Graph } from "../workflow/graph.ts";
 import type { CancelTimes } from "./cancel.ts";
-import { cancelPrompt } from "./cancel.ts";
+import { cancelPrompt, DEFAULT_CANCEL_TIMES } from "./cancel.ts";
 import type { Engine, EngineExit, RunProgress, RunResult } from "./engine.ts";
 import { executionError, nodeLabel, partialRefusalError, refusalError } from "./errors.ts";
 import type { ComfyEvent, EventTimes, PreviewEvent } from "./events.ts";
 import { EventStream } from "./events.ts";
+import type { Ending } from "./history.ts";
+import { cachedNodesOf, executionTime, howItEnded } from "./history.ts";
 import type { NodeOutputs } from "./outputs.ts";
 import { readOutputs } from "./outputs.ts";
 import { quote } from "./process.ts";
 import { ProgressTracker } from "./progress.ts";
-import type { HistoryEntry } from "./wire.ts";
-import { ExecutionErrorFacts } from "./wire.ts";
+import type { ExecutionErrorFacts, HistoryEntry } from "./wire.ts";
 
 export interface RunTimes {
   /** How long the event connection may take before we go on without it. */
@@ -85,7 +86,7 @@ export async function runWorkflow(
     if (options.signal?.aborted) {
       throw new CanceledError("The run was called off before it was queued");
     }
-    await engine.ready(options.signal);
+    await readyBefore(endsAt, engine, options);
     using run = new Run(engine, graph, options, endsAt);
     const outcome = await run.settle();
     if (typeof outcome === "object") {
@@ -99,11 +100,30 @@ export async function runWorkflow(
   }
 }
 
+/** Waits for the engine, but not beyond the run's deadline. */
+async function readyBefore(endsAt: number, engine: Engine, options: RunOptions): Promise<void> {
+  if (endsAt === Infinity) {
+    await engine.ready(options.signal);
+    return;
+  }
+  const deadline = AbortSignal.timeout(Math.max(0, endsAt - Date.now()));
+  const { signal } = options;
+  try {
+    await engine.ready(signal === undefined ? deadline : AbortSignal.any([signal, deadline]));
+  } catch (error) {
+    throw deadline.aborted && signal?.aborted !== true ? tookTooLong(options) : error;
+  }
+}
+
+function tookTooLong({ deadlines }: RunOptions): EngineError {
+  const seconds = Math.round((deadlines?.totalMs ?? 0) / 1000);
+  return new EngineError("ENGINE_TIMEOUT", `The run took longer than ${seconds} s`, {
+    hint: "Raise PREDICT_TIMEOUT, or make the workflow smaller.",
+  });
+}
+
 /** Why an attempt that failed through no fault of the workflow is repeated. */
 type TryAgain = string;
-
-/** The last state of a prompt by its events. */
-type Announced = "success" | "interrupted" | ExecutionErrorFacts;
 
 class Run implements Disposable {
   readonly #promptId: string = crypto.randomUUID();
@@ -126,7 +146,7 @@ class Run implements Disposable {
   #wake: (() => void) | undefined;
 
   #death: EngineExit | undefined;
-  #announced: Announced | undefined;
+  #announced: Ending | undefined;
   #announcedAt = 0;
   /** Look at the history at the next turn. */
   #isLookDue = false;
@@ -160,7 +180,11 @@ class Run implements Disposable {
       times: options.eventTimes,
       log: options.log,
     });
-    const onAbort = (): void => this.#interruptWaiting();
+    const onAbort = (): void => {
+      // What comes now is told over HTTP alone.
+      this.#stream[Symbol.dispose]();
+      this.#interruptWaiting();
+    };
     options.signal?.addEventListener("abort", onAbort, { once: true });
     this.#removeAbort = () => options.signal?.removeEventListener("abort", onAbort);
     this.#removeExit = engine.onExit((exit) => {
@@ -199,19 +223,24 @@ class Run implements Disposable {
       throw new CanceledError("The run was called off before it was queued");
     }
     const { uiWorkflow, onPreview } = this.#options;
+    const submission = {
+      prompt: this.#graph,
+      promptId: this.#promptId,
+      clientId: this.#promptId,
+      extraData: {
+        ...(uiWorkflow === undefined ? {} : { extra_pnginfo: { workflow: uiWorkflow } }),
+        ...(onPreview === undefined ? {} : { preview_method: "auto" }),
+      },
+    };
     let answer: Awaited<ReturnType<Engine["client"]["submit"]>>;
+    this.#log.debug("Queueing the workflow", { prompt_id: this.#promptId });
+    using patience = this.#patience();
     try {
-      // Without the signal: a request that is cut may still be taken, and nobody would call it off.
-      answer = await this.#client.submit({
-        prompt: this.#graph,
-        promptId: this.#promptId,
-        clientId: this.#promptId,
-        extraData: {
-          ...(uiWorkflow === undefined ? {} : { extra_pnginfo: { workflow: uiWorkflow } }),
-          ...(onPreview === undefined ? {} : { preview_method: "auto" }),
-        },
-      });
+      answer = await this.#client.submit(submission, patience.signal);
     } catch (error) {
+      if (patience.signal.aborted) {
+        throw await this.#notTaken();
+      }
       return await this.#afterFailedSubmit(error);
     }
     if (!answer.accepted) {
@@ -222,6 +251,57 @@ class Run implements Disposable {
       throw partialRefusalError(this.#graph, answer.reply.node_errors);
     }
     return undefined;
+  }
+
+  /**
+   * A request that is cut may still be taken, and nobody would call it off: a cancel does not cut it at once, but an
+   * engine that has stopped answering must not hold it for ever.
+   */
+  #patience(): Disposable & { readonly signal: AbortSignal } {
+    const cut = new AbortController();
+    const timers: ReturnType<typeof setTimeout>[] = [];
+    const cutAfter = (ms: number): void => {
+      timers.push(setTimeout(() => cut.abort(), ms));
+    };
+    const { signal, deadlines, cancelTimes } = this.#options;
+    const onAbort = (): void =>
+      cutAfter(cancelTimes?.confirmTimeoutMs ?? DEFAULT_CANCEL_TIMES.confirmTimeoutMs);
+    if (signal?.aborted) {
+      onAbort();
+    } else {
+      signal?.addEventListener("abort", onAbort, { once: true });
+    }
+    if (deadlines?.stallMs !== undefined) {
+      cutAfter(deadlines.stallMs);
+    }
+    if (this.#endsAt !== Infinity) {
+      cutAfter(Math.max(0, this.#endsAt - Date.now()));
+    }
+    return {
+      signal: cut.signal,
+      [Symbol.dispose]: () => {
+        signal?.removeEventListener("abort", onAbort);
+        for (const timer of timers) {
+          clearTimeout(timer);
+        }
+      },
+    };
+  }
+
+  /** The engine did not even answer whether it takes the workflow: what it does later, it does to nobody. */
+  async #notTaken(): Promise<Error> {
+    if (this.#engine.kind === "remote") {
+      await this.#callOff("it was not taken in time");
+    } else {
+      await this.#engine.recycle("it did not answer whether it takes a workflow");
+    }
+    return this.#options.signal?.aborted
+      ? new CanceledError("The run was cancelled")
+      : new EngineError(
+          "ENGINE_TIMEOUT",
+          `ComfyUI did not take the workflow in time.${quote(this.#engine.lastLog())}`,
+          { retryable: true },
+        );
   }
 
   /** The prompt may have been taken although its answer was lost. */
@@ -273,20 +353,17 @@ class Run implements Disposable {
 
   /** Everything that ends a run from our side. */
   async #throwIfOver(): Promise<void> {
-    if (this.#death !== undefined) {
-      throw diedError(this.#death, this.#engine.lastLog());
-    }
     if (this.#options.signal?.aborted) {
       await this.#callOff("it was cancelled");
       throw new CanceledError("The run was cancelled");
     }
+    if (this.#death !== undefined) {
+      throw diedError(this.#death, this.#engine.lastLog());
+    }
     const now = Date.now();
     if (now >= this.#endsAt) {
       await this.#callOff("it took too long");
-      const seconds = Math.round((this.#options.deadlines?.totalMs ?? 0) / 1000);
-      throw new EngineError("ENGINE_TIMEOUT", `The run took longer than ${seconds} s`, {
-        hint: "Raise PREDICT_TIMEOUT, or make the workflow smaller.",
-      });
+      throw tookTooLong(this.#options);
     }
     const stallMs = this.#options.deadlines?.stallMs;
     if (stallMs !== undefined && now - this.#lastEventAt >= stallMs) {
@@ -462,7 +539,7 @@ class Run implements Disposable {
     this.#announce(facts);
   }
 
-  #announce(how: Announced): void {
+  #announce(how: Ending): void {
     this.#announced = how;
     this.#announcedAt = Date.now();
     this.#lookNow();
@@ -527,41 +604,6 @@ class Run implements Disposable {
       void this.#client.deleteHistory([this.#promptId]).catch(() => undefined);
     }
   }
-}
-
-function messagesOf(entry: HistoryEntry | undefined): readonly [string, Record<string, unknown>][] {
-  return entry?.status?.messages ?? [];
-}
-
-/** By the messages: the status word can be stale (comfyui.md §8.5). */
-function howItEnded(entry: HistoryEntry): Announced {
-  for (const [type, data] of messagesOf(entry).toReversed()) {
-    if (type === "execution_success") {
-      return "success";
-    }
-    if (type === "execution_interrupted") {
-      return "interrupted";
-    }
-    if (type === "execution_error") {
-      return ExecutionErrorFacts.parse(data);
-    }
-  }
-  return entry.status?.status_str === "error"
-    ? ExecutionErrorFacts.parse({
-        exception_message: "ComfyUI reports an error without saying which",
-      })
-    : "success";
-}
-
-function cachedNodesOf(entry: HistoryEntry | undefined): string[] | undefined {
-  const nodes = messagesOf(entry).find(([type]) => type === "execution_cached")?.[1]["nodes"];
-  return Array.isArray(nodes) ? nodes.map(String) : undefined;
-}
-
-function executionTime(entry: HistoryEntry | undefined): number | undefined {
-  const times = messagesOf(entry).map(([, data]) => data["timestamp"]);
-  const [first, last] = [times[0], times.at(-1)];
-  return typeof first === "number" && typeof last === "number" ? last - first : undefined;
 }
 
 function diedError(exit: EngineExit, log: readonly string[]): EngineError {

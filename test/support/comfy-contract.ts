@@ -17,7 +17,7 @@ import { collectOutputs } from "../../src/media/outputs.ts";
 import { InputShelf } from "../../src/media/shelf.ts";
 import { AppError } from "../../src/platform/errors.ts";
 import { HttpClient } from "../../src/platform/http.ts";
-import { silentLogger } from "../../src/platform/log.ts";
+import { createLogger, silentLogger } from "../../src/platform/log.ts";
 import type { Graph } from "../../src/workflow/graph.ts";
 import type { ProxyHooks } from "./engine-proxy.ts";
 import { cutOff, proxyTo } from "./engine-proxy.ts";
@@ -614,6 +614,37 @@ export function comfyContract(label: string, contract: ContractEngine): void {
           cancel.abort();
           expect((await failure(end)).code).toBe("CANCELED");
           const result = await run(fresh(pictureGraph({ color: 14 })));
+          expect(result.files).toHaveLength(1);
+          expect(pidOf()).not.toBe(frozen);
+        },
+        contract.startTimeoutMs,
+      );
+
+      test.each(["a cancel", "a deadline"])(
+        "is replaced when it is frozen before it took the run, after %s",
+        async (what) => {
+          const frozen = pidOf();
+          process.kill(frozen, "SIGSTOP");
+          const cancel = new AbortController();
+          const log = createLogger({
+            write: () => undefined,
+            observe: ({ message }) => {
+              if (what === "a cancel" && message.startsWith("Queueing")) {
+                cancel.abort();
+              }
+            },
+          });
+          const end = run(fresh(pictureGraph()), {
+            log,
+            signal: cancel.signal,
+            deadlines: what === "a deadline" ? { totalMs: 300 } : {},
+            times: { ...QUICK.times, greetTimeoutMs: 50 },
+            cancelTimes: { pollMs: 10, confirmTimeoutMs: 200 },
+          });
+          expect((await failure(end)).code).toBe(
+            what === "a cancel" ? "CANCELED" : "ENGINE_TIMEOUT",
+          );
+          const result = await run(fresh(pictureGraph({ color: 15 })));
           expect(result.files).toHaveLength(1);
           expect(pidOf()).not.toBe(frozen);
         },
