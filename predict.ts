@@ -132,7 +132,12 @@ export class Predictor implements AsyncDisposable {
     const ending = new AbortController();
     const signals = [ending.signal, ...(context.signal === undefined ? [] : [context.signal])];
     const signal = AbortSignal.any(signals);
-    const booting = this.comfyui.start_server(signal);
+    const log = teeLogger(this.#log, context.log);
+    const started = performance.now();
+    const booting = this.comfyui.start_server(signal).then(() => {
+      const seconds = ((performance.now() - started) / 1000).toFixed(1);
+      log.info(`ComfyUI (${this.comfyui.engineKind}) answers after ${seconds} s`);
+    });
     try {
       // The tables are read while ComfyUI boots, after the first health check has had its answer.
       const warming = sleep(WARM_UP_DELAY_MS, signal).then(() => this.comfyui.warm_up());
