@@ -1,6 +1,6 @@
 /**
  * What our road adds to a run beyond ComfyUI's own execution time (its history's clock), against a bare script that posts
- * and polls the history without a pause, alternating on one engine. Embedded unless COMFYUI_PATH (and COMFYUI_PYTHON) say otherwise.
+ * and polls the history without a pause, alternating on one engine; and how soon its death is told. Embedded unless COMFYUI_PATH (and COMFYUI_PYTHON) say otherwise.
  *
  * usage: bun bench/run-overhead.ts [runs]
  */
@@ -15,6 +15,7 @@ import { startEngine } from "../src/comfy/start.ts";
 import { parseEnv } from "../src/platform/env.ts";
 import { silentLogger } from "../src/platform/log.ts";
 import type { Graph } from "../src/workflow/graph.ts";
+import { slowGraph } from "../test/support/graphs.ts";
 
 const GRAPH: Graph = {
   "1": { class_type: "EmptyImage", inputs: { width: 64, height: 64, batch_size: 1, color: 7 } },
@@ -22,6 +23,7 @@ const GRAPH: Graph = {
   "3": { class_type: "SaveImage", inputs: { images: ["2", 0], filename_prefix: "bench" } },
 };
 const WARM_UP_RUNS = 20;
+const DEATHS = 5;
 
 const Queued = z.object({ prompt_id: z.string() });
 const Entry = z.object({
@@ -60,6 +62,24 @@ async function ours(engine: Engine, graph: Graph): Promise<number> {
   return performance.now() - started - (result.executionMs ?? 0);
 }
 
+/** From the end of ComfyUI's process, in the middle of a run, to the run's error. */
+async function deathToAnswer(engine: Engine): Promise<number> {
+  await engine.ready();
+  const pid = "pid" in engine && typeof engine.pid === "number" ? engine.pid : 0;
+  let killedAt = 0;
+  const graph = prefixOutputs(slowGraph(40, 500), crypto.randomUUID());
+  await runWorkflow(engine, graph, {
+    log: silentLogger,
+    onProgress: ({ finished }) => {
+      if (finished === 2 && killedAt === 0) {
+        killedAt = performance.now();
+        process.kill(pid, "SIGKILL");
+      }
+    },
+  }).catch(() => undefined);
+  return performance.now() - killedAt;
+}
+
 function quantile(values: readonly number[], share: number): number {
   const sorted = values.toSorted((one, other) => one - other);
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0;
@@ -90,6 +110,7 @@ const engine = await startEngine({
       : { COMFYUI_PATH: path, COMFYUI_PYTHON: python, COMFYUI_ARGS: "--cpu" }),
   }),
   log: silentLogger,
+  restart: { firstDelayMs: 10, attempts: DEATHS + 2 },
 });
 try {
   const times = { bare: [] as number[], ours: [] as number[] };
@@ -116,6 +137,11 @@ try {
   console.log(
     `open files ${before.files} → ${after.files}, memory ${before.megabytes.toFixed(0)} → ${after.megabytes.toFixed(0)} MB`,
   );
+  const deaths: number[] = [];
+  for (let index = 0; index < DEATHS; index += 1) {
+    deaths.push(await deathToAnswer(engine));
+  }
+  show("death of ComfyUI to answer", deaths);
 } finally {
   await engine[Symbol.asyncDispose]();
   rmSync(folder, { recursive: true, force: true });
