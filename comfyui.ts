@@ -13,6 +13,7 @@ import { discardFiles, discardTemporary } from "./src/media/discard.ts";
 import type { PlacedInputs } from "./src/media/inputs.ts";
 import { placeInputs } from "./src/media/inputs.ts";
 import { collectOutputs } from "./src/media/outputs.ts";
+import { ServedWorkflow } from "./src/media/served.ts";
 import { InputShelf } from "./src/media/shelf.ts";
 import { readWorkflowSource } from "./src/media/workflow-source.ts";
 import type { Config } from "./src/platform/env.ts";
@@ -133,6 +134,11 @@ export class ComfyUI implements AsyncDisposable {
     await this.learn(engine, signal);
   }
 
+  /** Asks the running engine again what it knows: files that were installed meanwhile are among its choices then. */
+  async refresh_definitions(signal?: AbortSignal): Promise<void> {
+    await this.learn(this.requireEngine(), signal);
+  }
+
   /** Reads the tables that every request needs, so that the first one does not pay for them. */
   warm_up(): void {
     const nothing: Workflow = parseWorkflow({ "1": { class_type: "SaveImage", inputs: {} } });
@@ -210,6 +216,14 @@ export class ComfyUI implements AsyncDisposable {
     });
   }
 
+  /** A workflow as an API of its own: its named inputs, as the running engine knows them. */
+  serve_workflow(workflow: Workflow): ServedWorkflow {
+    return new ServedWorkflow(workflow, {
+      definitions: this.#definitions,
+      dirs: this.#engine?.dirs,
+    });
+  }
+
   weight_exists(name: string): boolean {
     return this.weights.weight_exists(name);
   }
@@ -254,6 +268,8 @@ export class ComfyUI implements AsyncDisposable {
     workflow: Workflow,
     options: {
       inputFile?: string | undefined;
+      /** Further local files, which the graph names by their paths. */
+      files?: readonly string[] | undefined;
       signal?: AbortSignal | undefined;
       log?: Logger | undefined;
     } = {},
@@ -264,6 +280,7 @@ export class ComfyUI implements AsyncDisposable {
       log: options.log ?? this.#log,
       signal: options.signal,
       inputFile: options.inputFile,
+      files: options.files,
       definitions: this.#definitions,
     });
   }

@@ -8,6 +8,7 @@ import { z } from "zod";
 import type { GivenWorkflow, WeightsRequest } from "./comfyui.ts";
 import { ComfyUI } from "./comfyui.ts";
 import { runMain } from "./src/cli/main.ts";
+import { describedInputs } from "./src/cog/described-inputs.ts";
 import {
   boolInput,
   choiceInput,
@@ -22,6 +23,7 @@ import type { RunProgress } from "./src/comfy/engine.ts";
 import { progressLine } from "./src/comfy/progress-line.ts";
 import type { PlacedInputs } from "./src/media/inputs.ts";
 import { optimiseOutputs } from "./src/media/optimise.ts";
+import type { ServedWorkflow } from "./src/media/served.ts";
 import type { Config } from "./src/platform/env.ts";
 import { fromProject, readConfig } from "./src/platform/env.ts";
 import { EngineError, InputError } from "./src/platform/errors.ts";
@@ -32,7 +34,7 @@ import { describePlan, planInstall } from "./src/weights/plan.ts";
 import type { InstallJob, InstallProgress } from "./src/weights/plan-types.ts";
 import { weightsMissing } from "./src/weights/report.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
-import type { AppliedOverride } from "./src/workflow/overrides.ts";
+import { refusedBeforehand } from "./src/workflow/obstacles.ts";
 import { parseWorkflow } from "./src/workflow/parse.ts";
 import { WeightsDownloader } from "./weights_downloader.ts";
 
@@ -94,6 +96,16 @@ export const PredictInput = z.object({
 });
 export type PredictInput = z.output<typeof PredictInput>;
 
+/** What stays of them where one workflow is served (`WORKFLOW`): clients send values for it, never graphs. */
+const Switches = PredictInput.omit({ workflow_json: true, input_file: true, overrides: true });
+type Switches = z.output<typeof Switches>;
+
+/** The inputs of a served workflow: its named ones, then the switches. */
+export function servedInputs(served: ServedWorkflow): z.ZodObject {
+  const taken = Object.keys(Switches.shape);
+  return z.object({ ...describedInputs(served.inputs, taken), ...Switches.shape });
+}
+
 /** What a caller may hand over beside the input. */
 export interface RunContext {
   readonly signal?: AbortSignal | undefined;
@@ -101,6 +113,23 @@ export interface RunContext {
   readonly log?: ((line: string) => void) | undefined;
   /** Gets progress as data: of the run by node, of downloads by weight. */
   readonly progress?: ((state: Record<string, string | number | null>) => void) | undefined;
+}
+
+/** What every step of a run gets. */
+interface Run {
+  readonly signal: AbortSignal | undefined;
+  readonly log: Logger;
+}
+
+/** A request understood: what runs, and with what. */
+interface Asked {
+  readonly wanted: Switches;
+  readonly workflow: Workflow;
+  /** Inputs that the client set itself. */
+  readonly set: readonly { readonly nodeId: string; readonly input: string }[];
+  readonly inputFile?: string | undefined;
+  /** Further local files, which the graph names by their paths. */
+  readonly files?: readonly string[];
 }
 
 /** Runs when no workflow is given and none is preloaded: needs no weight and no input. */
@@ -115,6 +144,8 @@ export class Predictor implements AsyncDisposable {
   readonly weights: WeightsDownloader;
   readonly comfyui: ComfyUI;
   readonly #log: Logger;
+  #booting: Promise<void> | undefined;
+  #served: { readonly workflow: ServedWorkflow; readonly inputs: z.ZodObject } | undefined;
 
   /** With no argument it takes its settings from the environment. */
   constructor(options: { readonly config?: Config; readonly log?: Logger } = {}) {
@@ -122,6 +153,16 @@ export class Predictor implements AsyncDisposable {
     this.#log = options.log ?? silentLogger;
     this.weights = new WeightsDownloader({ config: this.config, log: this.#log });
     this.comfyui = new ComfyUI({ config: this.config, log: this.#log, weights: this.weights });
+  }
+
+  /** What a prediction takes: from setup on, where `WORKFLOW` is served, that one's named inputs. */
+  get inputs(): z.ZodObject {
+    return this.#served?.inputs ?? PredictInput;
+  }
+
+  /** The workflow of `WORKFLOW`, once setup has read it. */
+  get servedWorkflow(): Workflow | undefined {
+    return this.#served?.workflow.workflow;
   }
 
   /**
@@ -138,10 +179,12 @@ export class Predictor implements AsyncDisposable {
       const seconds = ((performance.now() - started) / 1000).toFixed(1);
       log.info(`ComfyUI (${this.comfyui.engineKind}) answers after ${seconds} s`);
     });
+    this.#booting = booting;
     try {
       // The tables are read while ComfyUI boots, after the first health check has had its answer.
       const warming = sleep(WARM_UP_DELAY_MS, signal).then(() => this.comfyui.warm_up());
       await Promise.all([this.preload(weights, { ...context, signal }), booting, warming]);
+      await this.serveWorkflow({ ...context, signal });
       await this.runWarmUp({ ...context, signal });
     } catch (error) {
       ending.abort();
@@ -157,24 +200,27 @@ export class Predictor implements AsyncDisposable {
     for (const kit of this.config.BASE_MODEL_KIT) {
       await this.preload_base_kit(kit, context);
     }
-    for (const workflow of this.config.PRELOAD_WORKFLOW) {
+    const { PRELOAD_WORKFLOW: workflows, WORKFLOW: served } = this.config;
+    for (const workflow of served === undefined ? workflows : [served, ...workflows]) {
       await this.preload_workflow_weights(workflow, context);
     }
   }
 
   /** Runs one workflow. @returns absolute paths of the output files, in node and batch order */
-  async predict(input: Partial<PredictInput>, context: RunContext = {}): Promise<string[]> {
-    const wanted = PredictInput.parse(input);
+  async predict(
+    input: Partial<PredictInput> | Readonly<Record<string, unknown>>,
+    context: RunContext = {},
+  ): Promise<string[]> {
     const run = { signal: context.signal, log: teeLogger(this.#log, context.log) };
-    const loaded = await this.loadWorkflow(wanted, run);
-    const { workflow: given, applied } = this.comfyui.apply_overrides(loaded, wanted.overrides);
-    const checked = await this.comfyui.handle_weights(given, {
+    const asked = await this.understand(input, run);
+    const { wanted } = asked;
+    const checked = await this.comfyui.handle_weights(asked.workflow, {
       ...weightsRequest(wanted),
       ...run,
       onProgress: (progress) => context.progress?.(downloadState(progress)),
     });
-    const workflow = this.setSeeds(checked, { wanted, applied, log: run.log });
-    using placed = await this.handle_input_file(workflow, workflowInput(wanted), context);
+    const workflow = this.setSeeds(checked, asked, run.log);
+    using placed = await this.handle_input_file(workflow, asked.inputFile, context, asked.files);
     const result = await this.comfyui.run_workflow(
       { ...workflow, graph: placed.graph },
       {
@@ -227,7 +273,14 @@ export class Predictor implements AsyncDisposable {
   ): Promise<void> {
     const { signal } = context;
     const given = typeof workflowJson === "string" ? operatorPath(workflowJson) : workflowJson;
-    const workflow = await this.comfyui.load_workflow(given, { trust: "operator", signal });
+    const options = { trust: "operator", signal } as const;
+    const looked = await this.comfyui.load_workflow(given, { ...options, allowUnnamed: true });
+    if (looked.unnamed !== undefined) {
+      // Only the engine knows the names of their values.
+      await this.#booting;
+    }
+    const workflow =
+      looked.unnamed === undefined ? looked : await this.comfyui.load_workflow(given, options);
     const validation = this.comfyui.check_weights(workflow, "operator");
     const sources = validation.missing.map((one) => this.weights.resolve(one, "operator"));
     if (sources.some(({ kind }) => kind !== "jobs")) {
@@ -245,9 +298,11 @@ export class Predictor implements AsyncDisposable {
     workflow: Workflow,
     inputFile: string | undefined,
     context: RunContext = {},
+    files: readonly string[] = [],
   ): Promise<PlacedInputs> {
     return await this.comfyui.handle_inputs(workflow, {
-      inputFile: inputFile,
+      inputFile,
+      files,
       signal: context.signal,
       log: teeLogger(this.#log, context.log),
     });
@@ -257,11 +312,46 @@ export class Predictor implements AsyncDisposable {
     await this.comfyui[Symbol.asyncDispose]();
   }
 
-  private async loadWorkflow(
-    wanted: PredictInput,
-    run: { readonly signal: AbortSignal | undefined; readonly log: Logger },
-  ): Promise<Workflow> {
-    const { signal, log } = run;
+  /** Which workflow is to run, with the client's values in it. */
+  private async understand(input: Readonly<Record<string, unknown>>, run: Run): Promise<Asked> {
+    if (this.#served !== undefined) {
+      const { workflow, files, set } = this.#served.workflow.fill(input);
+      return { wanted: Switches.parse(input), workflow, files, set };
+    }
+    const wanted = PredictInput.parse(input);
+    const loaded = await this.loadWorkflow(wanted, run);
+    const { workflow, applied } = this.comfyui.apply_overrides(loaded, wanted.overrides);
+    return { wanted, workflow, set: applied, inputFile: workflowInput(wanted) };
+  }
+
+  /** Reads `WORKFLOW` and makes its named inputs those of a prediction, as the running engine knows them. */
+  private async serveWorkflow(context: RunContext): Promise<void> {
+    const { WORKFLOW: given } = this.config;
+    if (given === undefined) {
+      return;
+    }
+    const { signal } = context;
+    const options = { trust: "operator", signal } as const;
+    // Choices among weights: some have just been installed.
+    await this.comfyui.refresh_definitions(signal);
+    const workflow = await this.comfyui.load_workflow(operatorPath(given), options);
+    const obstacles = this.comfyui.find_obstacles(workflow);
+    if (obstacles.some(({ blocks }) => blocks)) {
+      throw refusedBeforehand(obstacles);
+    }
+    const served = this.comfyui.serve_workflow(workflow);
+    this.#served = { workflow: served, inputs: servedInputs(served) };
+    const log = teeLogger(this.#log, context.log);
+    const names = served.inputs.map(({ name }) => name).join(", ");
+    if (names === "") {
+      log.warn(
+        `${given} names no inputs: only the switches can be set. Let \`cog-comfyui workflow expose\` write some.`,
+      );
+    }
+    log.info(`Serving ${given}${names === "" ? "" : ` with the inputs ${names}`}`);
+  }
+
+  private async loadWorkflow(wanted: PredictInput, { signal, log }: Run): Promise<Workflow> {
     if (wanted.workflow_json === WORKFLOW_IS_INPUT_FILE) {
       return parseWorkflow(await uploadedWorkflow(wanted.input_file), {
         definitions: this.comfyui.definitions,
@@ -292,20 +382,13 @@ export class Predictor implements AsyncDisposable {
   }
 
   /** Random seeds where they are wanted, but never in place of one that the caller set. */
-  private setSeeds(
-    workflow: Workflow,
-    run: {
-      readonly wanted: PredictInput;
-      readonly applied: readonly AppliedOverride[];
-      readonly log: Logger;
-    },
-  ): Workflow {
-    if (!run.wanted.randomise_seeds) {
+  private setSeeds(workflow: Workflow, { wanted, set }: Asked, log: Logger): Workflow {
+    if (!wanted.randomise_seeds) {
       return workflow;
     }
-    const { workflow: seeded, used } = this.comfyui.randomise_seeds(workflow, run.applied);
+    const { workflow: seeded, used } = this.comfyui.randomise_seeds(workflow, set);
     for (const { nodeId, input, seed } of used) {
-      run.log.info(`Random seed: node ${nodeId} ${input}=${seed}`);
+      log.info(`Random seed: node ${nodeId} ${input}=${seed}`);
     }
     return seeded;
   }
@@ -329,7 +412,9 @@ export class Predictor implements AsyncDisposable {
 /** The predictor as the Cog protocol sees it: a list of files, removed once they are on their way. */
 export function cogModel(predictor: Predictor): CogModel {
   return {
-    inputs: PredictInput,
+    get inputs() {
+      return predictor.inputs;
+    },
     output: { type: "array", items: { type: "string", format: "uri" } },
     streaming: predictor.config.PREDICTION_STREAMING,
     setup: ({ signal, log }) => predictor.setup(undefined, { signal, log }),
@@ -374,7 +459,7 @@ function downloadState(progress: InstallProgress): Record<string, string | numbe
   return { weight: name, phase, done_bytes: doneBytes, total_bytes: totalBytes ?? null };
 }
 
-function weightsRequest(wanted: PredictInput): WeightsRequest {
+function weightsRequest(wanted: Switches): WeightsRequest {
   return {
     skipCheck: wanted.skip_weight_check,
     downloadMissing: wanted.download_missing_weights,

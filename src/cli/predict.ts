@@ -11,16 +11,19 @@ import { validateInput } from "../cog/validate.ts";
 import { InputError, messageOf } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { isJsonObject, parseJson, stringifyJson } from "../platform/json.ts";
+import { readOverrides, readSetting } from "../workflow/overrides.ts";
 import type { Command, Invocation } from "./command.ts";
 import { EXIT, UsageError } from "./command.ts";
+import { SET_OPTION } from "./look.ts";
 import { ensureWritable, writeOutputs } from "./output-files.ts";
 import type { CliServices } from "./services.ts";
 
 export const predict: Command<CliServices> = {
   name: "predict",
   summary: "Run one workflow here, as `cog predict` does",
-  usage: "-i workflow_json=@FILE [-i input_file=@FILE] [-o PATH]",
+  usage: "-i workflow_json=@FILE [-i input_file=@FILE] [--set name=value] [-o PATH]",
   options: {
+    ...SET_OPTION,
     input: {
       type: "string",
       short: "i",
@@ -39,15 +42,20 @@ export const predict: Command<CliServices> = {
   examples: [
     "bin/cog-comfyui predict -i workflow_json=@examples/api_workflows/resize.json -i input_file=@photo.png -o out/",
     "bin/cog-comfyui predict -o out/        (runs the weight-free example)",
+    "bin/cog-comfyui predict -i workflow_json=@w.json --set 6.text='a cat' --set KSampler.seed=7",
+    "WORKFLOW=my_api.json bin/cog-comfyui predict -i prompt='a cat'",
   ],
   run: async (invocation, services, terminal) => {
     const output = invocation.text("output")?.replace(/^@/, "");
     ensureWritable(output);
-    const input = await readInputs(invocation, services.inputs);
     const predictor = services.predictor();
     const log = (line: string): void => terminal.err(`${line}\n`);
     const { signal } = services;
+    const isServed = services.config.WORKFLOW !== undefined;
+    // What a served workflow takes is known after setup; what is wrong with other inputs is told before it.
+    const early = isServed ? undefined : await readInputs(invocation, services.inputs);
     await predictor.setup(undefined, { signal });
+    const input = early ?? (await readInputs(invocation, predictor.inputs));
     const started = performance.now();
     const files = await predictor.predict(input, { signal });
     const seconds = (performance.now() - started) / 1000;
@@ -84,7 +92,7 @@ export async function readInputs(
   const single = await Promise.all(
     invocation.texts("input").map((pair) => readPair(pair, properties)),
   );
-  const given: JsonObject = { ...all, ...Object.fromEntries(single) };
+  const given = withSettings({ ...all, ...Object.fromEntries(single) }, invocation.texts("set"));
   refuseUnknown(given, properties);
   const problems = validateInput(given, schema, document);
   if (problems.length > 0) {
@@ -92,6 +100,17 @@ export async function readInputs(
     throw new InputError("INPUT_INVALID", `The inputs are not valid:\n${lines.join("\n")}`);
   }
   return given;
+}
+
+/** `--set` is a shorter way to write the input `overrides`. */
+function withSettings(given: JsonObject, settings: readonly string[]): JsonObject {
+  if (settings.length === 0) {
+    return given;
+  }
+  const { overrides } = given;
+  const values = typeof overrides === "string" ? readOverrides(overrides) : {};
+  const set = Object.fromEntries(settings.map(readSetting));
+  return { ...given, overrides: stringifyJson({ ...values, ...set }) };
 }
 
 async function readAll(given: string | undefined): Promise<JsonObject> {
@@ -167,6 +186,12 @@ function coerced(value: string, property: JsonValue | undefined): JsonValue {
 }
 
 function refuseUnknown(given: JsonObject, properties: JsonObject): void {
+  if (Object.hasOwn(given, "overrides") && !Object.hasOwn(properties, "overrides")) {
+    throw new UsageError(
+      "WORKFLOW is served: only its named inputs can be set, no others",
+      `Set one of these with -i: ${Object.keys(properties).join(", ")}.`,
+    );
+  }
   const unknown = Object.keys(given).filter((name) => !Object.hasOwn(properties, name));
   if (unknown.length > 0) {
     throw new UsageError(

@@ -65,6 +65,9 @@ export interface PredictorPort extends AsyncDisposable {
   readonly config: Config;
   readonly weights: WeightsPort;
   readonly comfyui: ComfyPort;
+  /** What a prediction takes; another one from setup on where a workflow is served. */
+  readonly inputs: z.ZodObject;
+  readonly servedWorkflow: Workflow | undefined;
   setup(weights?: string, context?: RunPort): Promise<void>;
   predict(input: Record<string, unknown>, context?: RunPort): Promise<string[]>;
 }

@@ -41,7 +41,10 @@ export class OutputFile {
  * addresses. Whatever it throws becomes the `error` text of a failed prediction.
  */
 export interface CogModel {
-  /** A zod object whose keys, in order, are the inputs; see `src/cog/inputs.ts` for what its fields may be. */
+  /**
+   * A zod object whose keys, in order, are the inputs; see `src/cog/inputs.ts` for what its fields may be. It may
+   * become another one in setup, never later.
+   */
   readonly inputs: z.ZodObject;
   readonly trainingInputs?: z.ZodObject;
   /** Shape of the output document (OpenAPI fragment without its title), `{type: "array", items: {…uri}}` for files. */

@@ -250,8 +250,11 @@ export class Service {
     const signal = AbortSignal.any([this.#stop.signal, ...timeout]);
     const log = (line: string): void => this.#setup.add("coglet::setup", line);
     try {
-      const document = checkedDocument(model);
+      const inputs = model.inputs;
+      const early = checkedDocument(model);
       await raceAbort(model.setup({ signal, log }), signal);
+      // A model may learn its inputs in setup.
+      const document = model.inputs === inputs ? early : checkedDocument(model);
       this.#setup.add("coglet", "Server ready");
       // One tick: whoever sees READY also sees the schema and the setup's end.
       this.#document = document;

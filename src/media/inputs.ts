@@ -31,6 +31,8 @@ export interface PlaceInputsOptions {
   readonly signal?: AbortSignal | undefined;
   /** `input_file`: a picture, a video, a sound, or an archive of such. */
   readonly inputFile?: string | undefined;
+  /** Further files, which the graph names by these very paths. */
+  readonly files?: readonly string[] | undefined;
   /** What the engine declares; without it the table of well-known loaders counts alone. */
   readonly definitions?: NodeDefinitions | undefined;
   readonly limits?: Partial<FetchLimits> | undefined;
@@ -102,6 +104,9 @@ class Placing implements Disposable {
   async run(): Promise<PlacedInputs> {
     const uses = this.#uses();
     await this.#takeInputFile();
+    for (const path of this.#options.files ?? []) {
+      await this.#takeFile(path);
+    }
     await this.#takeAddresses(uses);
     this.#refuseMissing(uses);
     return {
@@ -140,13 +145,7 @@ class Placing implements Disposable {
     if (inputFile === undefined) {
       return;
     }
-    const sniffed = readable(inputFile);
-    if (sniffed.kind === "empty" || sniffed.kind === "html") {
-      throw new InputError(
-        "INPUT_INVALID",
-        `input_file is ${sniffed.kind === "empty" ? "empty" : "a web page, not a media file"}`,
-      );
-    }
+    const sniffed = readable(inputFile, "input_file");
     const sha256 = await digest(inputFile);
     if (sniffed.kind === "archive") {
       await this.#takeArchive(inputFile, sha256);
@@ -157,6 +156,11 @@ class Placing implements Disposable {
     await this.#take(sha256, [{ path: inputFile, name }]);
     this.#single = name;
     this.#options.log.info(`input_file is used as ${name}`);
+  }
+
+  async #takeFile(path: string): Promise<void> {
+    const name = mediaName(basename(path), readable(path, basename(path)));
+    await this.#take(await digest(path), [{ path, name }], path);
   }
 
   async #takeArchive(archive: string, sha256: string): Promise<void> {
@@ -251,7 +255,7 @@ class Placing implements Disposable {
   }
 
   #find(value: string, { form }: LoaderInput): string | undefined {
-    if (isAddress(value)) {
+    if (isAddress(value) || this.#options.files?.includes(value) === true) {
       return this.#placed.get(value);
     }
     const { name, root } = parseAnnotation(value);
@@ -309,7 +313,10 @@ class Placing implements Disposable {
 
   /** What the client did send, for the message. */
   #given(): string {
-    const names = [...this.#placed.keys()].filter((name) => !isAddress(name));
+    const others = this.#options.files ?? [];
+    const names = [...this.#placed.keys()].filter(
+      (name) => !isAddress(name) && !others.includes(name),
+    );
     if (names.length === 0) {
       return this.#options.inputFile === undefined ? " No input_file was given." : "";
     }
@@ -319,11 +326,18 @@ class Placing implements Disposable {
   }
 }
 
-function readable(inputFile: string): ReturnType<typeof sniffFile> {
-  if (!existsSync(inputFile)) {
-    throw new InputError("INPUT_INVALID", `input_file is not there: ${inputFile}`);
+function readable(path: string, label: string): ReturnType<typeof sniffFile> {
+  if (!existsSync(path)) {
+    throw new InputError("INPUT_INVALID", `${label} is not there: ${path}`);
   }
-  return sniffFile(inputFile);
+  const sniffed = sniffFile(path);
+  if (sniffed.kind === "empty" || sniffed.kind === "html") {
+    throw new InputError(
+      "INPUT_INVALID",
+      `${label} is ${sniffed.kind === "empty" ? "empty" : "a web page, not a media file"}`,
+    );
+  }
+  return sniffed;
 }
 
 async function digest(file: string): Promise<string> {

@@ -21,6 +21,8 @@ import type { Obstacle } from "../workflow/obstacles.ts";
 export interface RouteServices {
   readonly service: Service;
   readonly predictor: {
+    /** The only workflow, where one is served. */
+    readonly servedWorkflow: Workflow | undefined;
     readonly weights: {
       readonly manifest: Manifest;
       readonly folders: ModelFolders;
@@ -79,7 +81,9 @@ function weightRoutes({ predictor }: RouteServices): Hono<AppEnv> {
     try {
       const body = await context.req.text();
       const { comfyui, weights } = predictor;
-      const workflow = await comfyui.load_workflow(workflowIn(body), { allowUnnamed: true });
+      const workflow =
+        predictor.servedWorkflow ??
+        (await comfyui.load_workflow(workflowIn(body), { allowUnnamed: true }));
       const refs = comfyui.find_weights(workflow);
       const found = {
         refs,

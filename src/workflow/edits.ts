@@ -9,6 +9,11 @@ const SEED_INPUTS = ["seed", "noise_seed", "rand_seed"];
 /** Seeds are drawn below this, as the original does: some samplers take no more than 31 bits. */
 const SEED_LIMIT = 2 ** 31;
 
+/** True for an input that holds a seed, inside of a dynamic input too. */
+export function isSeedInput(input: string): boolean {
+  return SEED_INPUTS.includes(input.slice(input.lastIndexOf(".") + 1));
+}
+
 /** A seed that was set. */
 export interface UsedSeed {
   readonly nodeId: string;
@@ -30,9 +35,8 @@ export function randomiseSeeds(
 ): { graph: Graph; used: UsedSeed[] } {
   const used: UsedSeed[] = [];
   const changed = replaceInputs(graph, ({ nodeId, input, value }) => {
-    const isSeed = SEED_INPUTS.includes(input.slice(input.lastIndexOf(".") + 1));
     const isNumber = typeof value === "number" || typeof value === "bigint";
-    if (!isSeed || !isNumber || keep?.(nodeId, input) === true) {
+    if (!isSeedInput(input) || !isNumber || keep?.(nodeId, input) === true) {
       return value;
     }
     const seed = Math.floor(random() * SEED_LIMIT);
