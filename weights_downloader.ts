@@ -25,11 +25,14 @@ import { LockFile } from "./src/weights/lock.ts";
 import type { OutdatedRow, SourceLook } from "./src/weights/lock-make.ts";
 import { lockRows, outdatedRows } from "./src/weights/lock-make.ts";
 import { Manifest } from "./src/weights/manifest.ts";
+import { Pins } from "./src/weights/pins.ts";
 import type { InstallPlan } from "./src/weights/plan.ts";
 import type { InstalledWeight, InstallJob, Trust } from "./src/weights/plan-types.ts";
 import type { MissingWeight, PresentWeight, Validation, WeightRef } from "./src/weights/refs.ts";
 import type { Resolution, ResolveOptions } from "./src/weights/resolve.ts";
 import { kitJobs, namedRef, resolveWeight } from "./src/weights/resolve.ts";
+import { WeightStore } from "./src/weights/store.ts";
+import { LocalCopies } from "./src/weights/store-stage.ts";
 import type { UserWeights } from "./src/weights/user-weights.ts";
 import { installUserWeights } from "./src/weights/user-weights.ts";
 import { validateWeights } from "./src/weights/validate.ts";
@@ -49,7 +52,10 @@ export class WeightsDownloader implements AsyncDisposable {
   readonly #credentials: Credentials;
   readonly #http: HttpClient;
   readonly digests: DigestBook;
+  readonly pins = new Pins();
+  readonly #usedAt = new Map<string, Date>();
   #lock: LockFile | undefined;
+  #store: WeightStore | undefined;
   #manifest: Manifest | undefined;
   #folders: ModelFolders;
 
@@ -69,6 +75,48 @@ export class WeightsDownloader implements AsyncDisposable {
     const { lockPath } = this.config;
     this.#lock ??= lockPath === undefined ? undefined : LockFile.read(lockPath);
     return this.#lock;
+  }
+
+  /** The shared store, where one is configured; opened at its first use. @throws ConfigError for a folder that is not one */
+  get store(): WeightStore | undefined {
+    const { WEIGHTS_CACHE_DIR: dir } = this.config;
+    if (dir !== undefined && this.#store === undefined) {
+      this.#store = this.openStore(fromProject(dir));
+      this.#store.adopt(this.digests.noted());
+    }
+    return this.#store;
+  }
+
+  /** From now until the result is disposed no process removes these files, nor the blobs behind them. */
+  pin(files: readonly string[], reason: string): Disposable {
+    const pins = this.pins.pin(files, reason);
+    const shas = files.map((file) => this.digests.known(file)).filter((sha) => sha !== undefined);
+    const stored = this.store?.pin(shas, reason);
+    this.store?.touch(shas);
+    for (const file of files) {
+      this.#usedAt.set(file, new Date());
+    }
+    return {
+      [Symbol.dispose]: () => {
+        pins[Symbol.dispose]();
+        stored?.[Symbol.dispose]();
+      },
+    };
+  }
+
+  /** What the lock file pins stays in the store for as long as this process lives. */
+  pin_lock(): void {
+    const shas = (this.lock?.rows ?? []).map(({ sha256 }) => sha256);
+    this.store?.pin(
+      shas.filter((sha) => sha !== undefined),
+      "lock file",
+    );
+  }
+
+  /** When this process last used a file. */
+  used_at(file: string): Date | undefined {
+    const sha = this.digests.known(file);
+    return this.#usedAt.get(file) ?? (sha === undefined ? undefined : this.store?.usedAt(sha));
   }
 
   /** This lock file instead of the configured one: that need not be there yet when one is written. */
@@ -240,6 +288,29 @@ export class WeightsDownloader implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([this.#installer.close(), this.#http.close()]);
+    this.#store?.[Symbol.dispose]();
+  }
+
+  private openStore(root: string): WeightStore {
+    const { config } = this;
+    const minFreeBytes = config.WEIGHTS_MIN_FREE_BYTES;
+    const copies = new LocalCopies({
+      modelsRoot: this.receivingRoot(),
+      maxBytes: config.WEIGHTS_LOCAL_MAX_BYTES,
+      minFreeBytes,
+      pinsOf: (path) => this.pins.reasons(path),
+      log: this.#log,
+    });
+    return new WeightStore({
+      root,
+      modelsRoots: config.modelsDirs,
+      digests: this.digests,
+      log: this.#log,
+      mode: config.WEIGHTS_CACHE_MODE,
+      maxBytes: config.WEIGHTS_CACHE_MAX_BYTES,
+      minFreeBytes,
+      copies,
+    });
   }
 
   private async look(job: InstallJob, signal: AbortSignal | undefined): Promise<SourceLook> {
@@ -255,6 +326,7 @@ export class WeightsDownloader implements AsyncDisposable {
       modelsRoots: this.config.modelsDirs,
       digests: this.digests,
       lock: this.lock,
+      store: this.store,
     };
   }
 
@@ -289,6 +361,7 @@ export class WeightsDownloader implements AsyncDisposable {
       s3: s3Of(config),
       minFreeBytes: config.WEIGHTS_MIN_FREE_BYTES,
       log: this.#log,
+      ...(config.WEIGHTS_CACHE_DIR === undefined ? {} : { store: () => this.store }),
     });
   }
 

@@ -114,6 +114,8 @@ const EnvSchema = z.object({
   WEIGHTS_CACHE_DIR: text,
   WEIGHTS_CACHE_MAX_BYTES: size(undefined),
   WEIGHTS_CACHE_MODE: z.enum(["auto", "link", "copy"]).default("auto"),
+  WEIGHTS_LOCAL_MAX_BYTES: size(undefined),
+  READY_REQUIRES_WEIGHTS: flag,
   WEIGHTS_ALLOWED_HOSTS: list,
   ALLOW_PRIVATE_NETWORK: list,
   WEBHOOK_ALLOW_PRIVATE: z.string().optional(),

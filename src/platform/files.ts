@@ -21,6 +21,7 @@ import {
   statSync,
   unlinkSync,
   write,
+  writeFileSync,
   writeSync,
 } from "node:fs";
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from "node:path";
@@ -79,6 +80,19 @@ export function writeAtomically(path: string, content: string | Uint8Array): voi
     }
     renameSync(temporary, path);
     syncFolder(dirname(path));
+  } catch (cause) {
+    rmSync(temporary, { force: true });
+    throw fileError(cause, path, "write");
+  }
+}
+
+/** Like {@link writeAtomically}, but not flushed: for what may be lost in a power cut, and is then found out anew. */
+export function writeQuickly(path: string, content: string): void {
+  makeFolder(dirname(path));
+  const temporary = join(dirname(path), `.${basename(path)}.${randomUUID().slice(0, 8)}.tmp`);
+  try {
+    writeFileSync(temporary, content);
+    renameSync(temporary, path);
   } catch (cause) {
     rmSync(temporary, { force: true });
     throw fileError(cause, path, "write");

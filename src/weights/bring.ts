@@ -5,13 +5,17 @@
 
 import type { ModelFolders } from "../models/folders.ts";
 import { inspect } from "../models/header.ts";
+import { entryAt } from "../platform/files.ts";
 import type { DigestBook } from "./digests.ts";
 import type { Installer, InstallOptions } from "./install.ts";
 import type { LockFile, LockRow } from "./lock.ts";
 import type { MovedAside } from "./lock-enforce.ts";
 import { driftOf, makeWayForLocked, settleAside } from "./lock-enforce.ts";
-import { jobKey } from "./plan.ts";
+import { partialRootFor } from "./placing.ts";
+import { jobKey, presentFile } from "./plan.ts";
 import type { InstalledWeight, InstallJob } from "./plan-types.ts";
+import { isOurs } from "./records.ts";
+import type { WeightStore } from "./store.ts";
 
 export interface Surroundings {
   readonly installer: Installer;
@@ -19,11 +23,10 @@ export interface Surroundings {
   readonly modelsRoots: readonly string[];
   readonly digests: DigestBook;
   readonly lock: LockFile | undefined;
-  /** Whether a file is a link into our own store. */
-  readonly isStored?: ((file: string) => boolean) | undefined;
+  readonly store?: WeightStore | undefined;
 }
 
-/** Brings every job's file, in the order given. @throws WeightError LOCK_DRIFT; DownloadError */
+/** Brings every job's file; tells first of those that were there. @throws WeightError LOCK_DRIFT; DownloadError */
 export async function bringWeights(
   jobs: readonly InstallJob[],
   around: Surroundings,
@@ -34,15 +37,9 @@ export async function bringWeights(
   const moved: MovedAside[] = [];
   try {
     for (const job of jobs) {
-      const row = rowOf(job);
-      const elsewhere = await foundElsewhere(job, row, around, options.signal);
-      if (elsewhere !== undefined) {
-        there.set(job, elsewhere);
-      } else if (row !== undefined) {
-        const { modelsRoots, digests, isStored: isOurs } = around;
-        const check = { modelsRoots, digests, isOurs, signal: options.signal };
-        const aside = await makeWayForLocked(job, row, check);
-        moved.push(...(aside === undefined ? [] : [aside]));
+      const found = await whatIsThere(job, rowOf(job), around, { ...options, moved });
+      if (found !== undefined) {
+        there.set(job, found);
       }
     }
     const missing = jobs.filter((job) => !there.has(job));
@@ -60,6 +57,50 @@ export async function bringWeights(
       settleAside(aside);
     }
   }
+}
+
+/** A weight that needs no source; before that, another version than the locked one has made way. */
+async function whatIsThere(
+  job: InstallJob,
+  row: LockRow | undefined,
+  around: Surroundings,
+  options: InstallOptions & { readonly moved: MovedAside[] },
+): Promise<InstalledWeight | undefined> {
+  const elsewhere = await foundElsewhere(job, row, around, options.signal);
+  if (elsewhere !== undefined) {
+    return elsewhere;
+  }
+  if (row !== undefined) {
+    const { modelsRoots, digests } = around;
+    const isOurs = (file: string) => isStored(file, around);
+    const check = { modelsRoots, digests, isOurs, signal: options.signal };
+    const aside = await makeWayForLocked(job, row, check);
+    options.moved.push(...(aside === undefined ? [] : [aside]));
+  }
+  return await fromStore(job, around, options);
+}
+
+/** What the store holds needs no source to be asked, not even whether it is still there. */
+async function fromStore(
+  job: InstallJob,
+  around: Surroundings,
+  { repair, signal }: InstallOptions,
+): Promise<InstalledWeight | undefined> {
+  const { store, modelsRoots } = around;
+  if (store === undefined || presentFile(job) !== undefined) {
+    return undefined;
+  }
+  const file = jobKey(job);
+  const replace =
+    repair === true || isOurs(partialRootFor(file, modelsRoots), file) || isStored(file, around);
+  // Somebody else's file in the way is for the installer to tell.
+  return entryAt(file) === undefined || replace
+    ? await store.serve(job, { replace, signal })
+    : undefined;
+}
+
+function isStored(file: string, { store, digests }: Surroundings): boolean {
+  return store?.isStored(file, digests.known(file)) === true;
 }
 
 /** The same weight, whole, in a models folder other than the receiving one: of an image's layer, a shared volume. */

@@ -3,12 +3,12 @@
  * once, or verified when it was installed, is not read again. A memory that is lost costs a reading, nothing else.
  */
 import type { BigIntStats } from "node:fs";
-import { readFileSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
-import { writeAtomically } from "../platform/files.ts";
+import { writeQuickly } from "../platform/files.ts";
 import { digestOf } from "./digest.ts";
-import { partialKey } from "./journal.ts";
+import { PARTIAL_FOLDER, partialKey } from "./journal.ts";
 import { partialRootFor } from "./placing.ts";
 
 /** What tells one content of a file from another at the price of a stat. */
@@ -21,7 +21,12 @@ export const StatFacts = z.object({
 });
 export type StatFacts = z.output<typeof StatFacts>;
 
-const DigestRecord = z.object({ v: z.literal(1), sha256: z.string(), facts: StatFacts });
+const DigestRecord = z.object({
+  v: z.literal(1),
+  path: z.string(),
+  sha256: z.string(),
+  facts: StatFacts,
+});
 
 /** The facts of the file that a path leads to; undefined when there is none. */
 export function statFacts(path: string): StatFacts | undefined {
@@ -98,22 +103,48 @@ export class DigestBook {
     }
     this.#memo.set(path, { sha256, facts });
     try {
-      writeAtomically(this.#file(path), `${JSON.stringify({ v: 1, sha256, facts })}\n`);
+      writeQuickly(this.#file(path), JSON.stringify({ v: 1, path, sha256, facts }));
     } catch {
       // A models folder that can't be written is still good for reading; the digest is computed again next time.
     }
   }
 
+  /** Every file that was ever noted below these models folders, as it was then. */
+  noted(): { readonly path: string; readonly sha256: string }[] {
+    return this.#roots.flatMap((root) => {
+      const folder = join(root, PARTIAL_FOLDER, DIGEST_FOLDER);
+      return namesIn(folder).flatMap((name) => {
+        const record = readRecord(join(folder, name));
+        return record === undefined ? [] : [record];
+      });
+    });
+  }
+
   #file(path: string): string {
-    return join(partialRootFor(path, this.#roots), "digests", `${partialKey(path)}.json`);
+    return join(partialRootFor(path, this.#roots), DIGEST_FOLDER, `${partialKey(path)}.json`);
   }
 
   #recall(path: string): { sha256: string; facts: StatFacts } | undefined {
-    try {
-      const parsed = DigestRecord.safeParse(JSON.parse(readFileSync(this.#file(path), "utf8")));
-      return parsed.success ? parsed.data : undefined;
-    } catch {
-      return undefined;
-    }
+    const record = readRecord(this.#file(path));
+    return record?.path === path ? record : undefined;
+  }
+}
+
+const DIGEST_FOLDER = "digests";
+
+function readRecord(file: string): z.output<typeof DigestRecord> | undefined {
+  try {
+    const parsed = DigestRecord.safeParse(JSON.parse(readFileSync(file, "utf8")));
+    return parsed.success ? parsed.data : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
   }
 }

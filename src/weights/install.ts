@@ -33,7 +33,7 @@ import { Frontier } from "./frontier.ts";
 import type { ObjectIdentity, PartialFolder } from "./journal.ts";
 import { openPartial } from "./journal.ts";
 import { partialRootFor } from "./placing.ts";
-import type { InstallPlan, PlanStep, SourceFacts } from "./plan.ts";
+import type { InstallPlan, PlanFacts, PlanStep, SourceFacts } from "./plan.ts";
 import {
   gatherFacts,
   isBlocked,
@@ -52,6 +52,7 @@ import { conflict, publish, publishTree } from "./publish.ts";
 import { isOurs, remember } from "./records.ts";
 import type { S3Settings, SourceSettings } from "./sources.ts";
 import { addressOf, looksLikeArchive, pinned, sourceLabel } from "./sources.ts";
+import type { StorePort } from "./store-port.ts";
 import type { Transport } from "./transport.ts";
 import { FetchTransport, GuardedTransport, Road } from "./transport.ts";
 import type { Tuning } from "./tuning.ts";
@@ -81,6 +82,8 @@ export interface InstallerOptions {
   readonly tuning?: Partial<Tuning> | undefined;
   /** The data plane of the operator's addresses; Bun's fetch unless given. */
   readonly transport?: Transport | undefined;
+  /** Serves what other processes have brought, and takes what this one brings. */
+  readonly store?: (() => StorePort | undefined) | undefined;
 }
 
 export interface InstallOptions {
@@ -129,6 +132,8 @@ interface Probed {
 }
 
 const PROBES_AT_ONCE = 16;
+/** No file system has this number. */
+const NO_DEVICE = -1;
 /** A host that can't be reached is told soon; one that says "later" is waited for as any range would. */
 const UNREACHABLE_ATTEMPTS = 3;
 /** Formats whose loading runs no code of the author's: all that a request's own address may bring. */
@@ -182,6 +187,10 @@ export class Installer {
     });
     this.#large = new Limiter(this.#tuning.filesAtOnce);
     this.#small = new Limiter(this.#tuning.smallFilesAtOnce);
+  }
+
+  get #store(): StorePort | undefined {
+    return this.#options.store?.();
   }
 
   async close(): Promise<void> {
@@ -241,14 +250,26 @@ export class Installer {
       requireTrustworthy(job);
     }
     const limits = { minFreeBytes: this.#options.minFreeBytes, maxBytes: options.maxBytes };
-    const first = makePlan(jobs, gatherFacts(jobs, this.#options.modelsRoots), limits);
+    const first = makePlan(jobs, this.#facts(jobs), limits);
     const fetched = first.steps.filter((step) => step.action === "fetch").map((step) => step.job);
     if (options.repair !== true) {
       this.#requireUnblocked(fetched);
     }
     const probed = await this.#probeAll(fetched, options);
-    const facts = gatherFacts(jobs, this.#options.modelsRoots, probed.facts);
-    return { plan: makePlan(jobs, facts, limits), probed };
+    return { plan: makePlan(jobs, this.#facts(jobs, probed.facts), limits), probed };
+  }
+
+  /** What goes through the store takes no room in the models folder; the store sees to its own. */
+  #facts(jobs: readonly InstallJob[], sources?: ReadonlyMap<InstallJob, SourceFacts>): PlanFacts {
+    const facts = gatherFacts(jobs, this.#options.modelsRoots, sources);
+    const destinations = new Map(facts.destinations);
+    for (const job of jobs.filter((one) => this.#store?.handles(one) === true)) {
+      const known = destinations.get(jobKey(job));
+      if (known !== undefined) {
+        destinations.set(jobKey(job), { ...known, device: NO_DEVICE });
+      }
+    }
+    return { ...facts, destinations };
   }
 
   #requireUnblocked(jobs: readonly InstallJob[]): void {
@@ -443,6 +464,10 @@ export class Installer {
   /** The same bytes under a second name: a hard link where that is possible. */
   async #copyOf(job: InstallJob, twin: InstalledWeight): Promise<InstalledWeight> {
     const root = this.#partialRoot(job);
+    const stored = await this.#served(job);
+    if (stored !== undefined) {
+      return stored;
+    }
     makeFolder(root);
     const copy = join(root, `copy-${process.pid}-${basename(job.destination)}`);
     rmSync(copy, { force: true });
@@ -497,6 +522,7 @@ export class Installer {
     }
     let keep = true;
     try {
+      using _room = await this.#roomFor(job, found);
       progress.phase("downloading", found.sizeBytes);
       this.#log.info(`Downloading ${job.name}`, {
         source: bareUrl(sourceLabel(source)),
@@ -505,7 +531,8 @@ export class Installer {
           opened.done.size > 0 ? formatSize(opened.done.size * opened.chunkBytes) : undefined,
       });
       const isArchive = job.unpack !== undefined || looksLikeArchive(source);
-      const result = await this.#bring(run, found, opened, isArchive);
+      const brought = await this.#bring(run, found, opened, isArchive);
+      const result = isArchive ? await this.#keepMember(run, found, brought) : brought;
       keep = false;
       progress.phase("done");
       return {
@@ -533,11 +560,13 @@ export class Installer {
   ): Promise<PartialFolder | InstalledWeight> {
     const { job, signal } = run;
     const { busyPollMs, busyPatienceMs, chunkBytes } = this.#tuning;
+    const identity = identityOf(found, statedSha256(found.address.source));
+    const growth = this.#store?.growth(job, identity);
     const request = {
-      root: this.#partialRoot(job),
+      root: growth?.root ?? this.#partialRoot(job),
       name: job.name,
-      destination: jobKey(job),
-      identity: identityOf(found, statedSha256(found.address.source)),
+      destination: growth?.key ?? jobKey(job),
+      identity,
       chunkBytes,
       fresh,
     };
@@ -547,12 +576,12 @@ export class Installer {
       const alone = performance.now() - seenAtMs > busyPatienceMs;
       const opened = await openPartial({ ...request, alone });
       // Whoever had it may have published and let go since we looked.
-      const there = presentFile(job);
+      const there = await this.#finished(run);
       if (there !== undefined) {
         if (!("busy" in opened)) {
           opened.remove();
         }
-        return presentWeight(job, there);
+        return there;
       }
       if (!("busy" in opened)) {
         return opened;
@@ -564,6 +593,47 @@ export class Installer {
       }
       await sleep(busyPollMs * (1 + Math.random()), signal);
     }
+  }
+
+  /** What another process has brought meanwhile, into this models folder or into the store. */
+  async #finished({ job, repair, signal }: Run): Promise<InstalledWeight | undefined> {
+    const there = presentFile(job);
+    return there === undefined
+      ? await this.#served(job, { repair, signal })
+      : presentWeight(job, there);
+  }
+
+  async #served(
+    job: InstallJob,
+    options: { readonly repair?: boolean; readonly signal?: AbortSignal } = {},
+  ): Promise<InstalledWeight | undefined> {
+    const { repair, signal } = options;
+    return await this.#store?.serve(job, {
+      replace: this.#mayReplace(job, repair),
+      signal,
+    });
+  }
+
+  #mayReplace(job: InstallJob, repair: boolean | undefined): boolean {
+    return repair === true || isOurs(this.#partialRoot(job), jobKey(job));
+  }
+
+  async #roomFor(job: InstallJob, found: Representation): Promise<Disposable | undefined> {
+    const store = this.#store;
+    const growth = store?.growth(job, identityOf(found, statedSha256(found.address.source)));
+    return growth === undefined ? undefined : await store?.reserve(job, growth, found.sizeBytes);
+  }
+
+  /** A weight out of an archive goes into the store too, so that no other process unpacks it again. */
+  async #keepMember(
+    { job }: Run,
+    found: Representation,
+    installed: InstalledWeight,
+  ): Promise<InstalledWeight> {
+    const { source } = found.address;
+    const identity = identityOf(found, statedSha256(source));
+    await this.#store?.keep(installed, job, { source, identity });
+    return installed;
   }
 
   #downloadContext(run: Run, found: Representation, frontier: Frontier, signal: AbortSignal) {
@@ -647,9 +717,18 @@ export class Installer {
     const expected = expectationOf(job, source, found);
     const verified = await verify(partial, expected, signal);
     const destination = jobKey(job);
-    await publish(verified, destination, {
-      replaceOurs: run.repair || isOurs(this.#partialRoot(job), destination),
-    });
+    const replaceOurs = this.#mayReplace(job, run.repair);
+    const store = this.#store;
+    const identity = identityOf(found, statedSha256(source));
+    if (store?.growth(job, identity) !== undefined) {
+      return await store.take(
+        verified,
+        job,
+        { source, identity },
+        { replace: replaceOurs, signal },
+      );
+    }
+    await publish(verified, destination, { replaceOurs });
     return this.#installed(job, destination, verified, bareUrl(sourceLabel(source)));
   }
 

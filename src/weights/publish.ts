@@ -25,6 +25,8 @@ import { isVerified, isVerifiedTree } from "./verify.ts";
 export interface PublishOptions {
   /** What lies there already is a broken file of ours: it is set aside. */
   readonly replaceOurs?: boolean | undefined;
+  /** Permissions of the file; readable by all and writable by us unless given. */
+  readonly mode?: number | undefined;
 }
 
 /** Readable by all, as files that ComfyUI downloads itself are. */
@@ -42,7 +44,7 @@ export async function publish(
   if (!isVerified(file)) {
     throw new DownloadError("INTERNAL", `${destination} was to be published unverified`);
   }
-  flush(file.path);
+  flush(file.path, options.mode);
   makeFolder(dirname(destination));
   if (!place(file.path, destination)) {
     if (await isSameFile(file, destination)) {
@@ -59,10 +61,14 @@ export async function publish(
   syncFolder(dirname(destination));
 }
 
-function flush(path: string): void {
+function flush(path: string, mode = PUBLISHED_MODE): void {
   try {
     chmodSync(path, PUBLISHED_MODE);
     syncFile(path);
+    if (mode !== PUBLISHED_MODE) {
+      // Last: a mode that forbids writing would forbid opening the file for the flush.
+      chmodSync(path, mode);
+    }
   } catch (error) {
     throw fileError(error, path, "flush");
   }

@@ -1,0 +1,271 @@
+/**
+ * Leases: what every process that uses a store says of itself, in a file of its own that it rewrites while it lives.
+ * In it stand the blobs it needs and why, and the room it has taken for downloads. A lease that falls silent counts for
+ * nothing; its owner finds that out when it wakes and starts anew. No locks: every decision is one rename, and times are
+ * the file system's own.
+ */
+import { randomBytes } from "node:crypto";
+import { readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { z } from "zod";
+import { entriesOf, storeNow, writeSmall } from "./store-layout.ts";
+
+const LeaseDocument = z.object({
+  v: z.literal(1),
+  host: z.string(),
+  pid: z.number(),
+  /** Of the process table that `pid` is of: the same number elsewhere is another process. */
+  table: z.string(),
+  startTicks: z.string().nullable(),
+  /** Blob → why it must stay. */
+  pins: z.record(z.string(), z.array(z.string())),
+  /** Blobs that the process's models folders hold links to. */
+  links: z.array(z.string()),
+  /** Download key → room taken. */
+  rooms: z.record(z.string(), z.object({ bytes: z.number(), granted: z.boolean() })),
+});
+type LeaseDocument = z.output<typeof LeaseDocument>;
+
+export interface ForeignLease extends LeaseDocument {
+  readonly id: string;
+  /** How people are told of the process. */
+  readonly holder: string;
+}
+
+/** How often a lease is renewed, and after which silence it counts for nothing. */
+export interface LeaseTimes {
+  readonly renewMs: number;
+  readonly silentMs: number;
+}
+
+export const DEFAULT_LEASE_TIMES: LeaseTimes = { renewMs: 10_000, silentMs: 60_000 };
+
+/** A process's start time, by which it is told from a later one with the same id. Linux only. */
+function startTicks(pid: number): string | null {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return text.slice(text.lastIndexOf(")") + 2).split(" ")[19] ?? null;
+  } catch {
+    return null;
+  }
+}
+
+/** Boot and process namespace: where a process id means something. */
+function processTable(): string {
+  try {
+    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+    return `${boot} ${readlinkSync("/proc/self/ns/pid")}`;
+  } catch {
+    return "";
+  }
+}
+
+/** This process's lease. */
+export class Lease implements Disposable {
+  readonly id: string;
+  readonly #root: string;
+  readonly #onLost: () => void;
+  readonly #pins = new Map<string, Map<string, number>>();
+  readonly #links = new Set<string>();
+  readonly #rooms = new Map<string, { bytes: number; granted: boolean }>();
+  readonly #timer: Timer;
+  readonly #self: Pick<LeaseDocument, "host" | "pid" | "table" | "startTicks">;
+  #written = false;
+
+  constructor(root: string, times: LeaseTimes, onLost: () => void) {
+    this.#root = root;
+    this.#onLost = onLost;
+    this.id = `${hostname()
+      .replace(/[^\w-]+/g, "_")
+      .slice(0, 40)}-${process.pid}-${randomBytes(4).toString("hex")}`;
+    this.#self = {
+      host: hostname(),
+      pid: process.pid,
+      table: processTable(),
+      startTicks: startTicks(process.pid),
+    };
+    this.#timer = setInterval(() => this.#renew(), times.renewMs);
+    this.#timer.unref();
+  }
+
+  get path(): string {
+    return join(this.#root, "leases", `${this.id}.json`);
+  }
+
+  /** From the moment this returns, no process evicts these blobs, until it is disposed. */
+  pin(shas: readonly string[], reason: string): Disposable {
+    for (const sha of shas) {
+      const reasons = this.#pins.get(sha) ?? new Map<string, number>();
+      reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
+      this.#pins.set(sha, reasons);
+    }
+    this.write();
+    let pinned = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (pinned) {
+          pinned = false;
+          this.#unpin(shas, reason);
+        }
+      },
+    };
+  }
+
+  #unpin(shas: readonly string[], reason: string): void {
+    for (const sha of shas) {
+      const reasons = this.#pins.get(sha);
+      const count = (reasons?.get(reason) ?? 1) - 1;
+      if (count > 0) {
+        reasons?.set(reason, count);
+      } else {
+        reasons?.delete(reason);
+      }
+      if (reasons?.size === 0) {
+        this.#pins.delete(sha);
+      }
+    }
+    this.tryWrite();
+  }
+
+  /** This process's own reasons for a blob. */
+  reasons(sha: string): string[] {
+    return [...(this.#pins.get(sha)?.keys() ?? [])];
+  }
+
+  /** Every blob that this process has a reason to keep, apart from mere links. */
+  pinned(): string[] {
+    return [...this.#pins.keys()];
+  }
+
+  ownRooms(): LeaseDocument["rooms"] {
+    return Object.fromEntries(this.#rooms);
+  }
+
+  get links(): ReadonlySet<string> {
+    return this.#links;
+  }
+
+  addLinks(shas: readonly string[]): void {
+    const before = this.#links.size;
+    for (const sha of shas) {
+      this.#links.add(sha);
+    }
+    if (this.#links.size !== before) {
+      this.write();
+    }
+  }
+
+  removeLinks(shas: readonly string[]): void {
+    for (const sha of shas) {
+      this.#links.delete(sha);
+    }
+    this.tryWrite();
+  }
+
+  setRoom(key: string, room: { bytes: number; granted: boolean } | undefined): void {
+    if (room === undefined) {
+      this.#rooms.delete(key);
+      this.tryWrite();
+    } else {
+      this.#rooms.set(key, room);
+      this.write();
+    }
+  }
+
+  write(): void {
+    const document: LeaseDocument = {
+      v: 1,
+      ...this.#self,
+      pins: Object.fromEntries([...this.#pins].map(([sha, reasons]) => [sha, [...reasons.keys()]])),
+      links: [...this.#links],
+      rooms: Object.fromEntries(this.#rooms),
+    };
+    this.#noticeLoss();
+    writeSmall(this.#root, this.path, JSON.stringify(document));
+    this.#written = true;
+  }
+
+  /** What only lets go may fail: the lease then falls silent by itself. */
+  tryWrite(): void {
+    try {
+      this.write();
+    } catch {
+      // The store has gone or is full; the next renewal tries again.
+    }
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#timer);
+    this.#written = false;
+    rmSync(this.path, { force: true });
+  }
+
+  #renew(): void {
+    if (this.#written) {
+      this.tryWrite();
+    }
+  }
+
+  /** Somebody who thought us dead has removed the lease: nothing that it protected is sure to be there. */
+  #noticeLoss(): void {
+    if (this.#written && statSync(this.path, { throwIfNoEntry: false }) === undefined) {
+      this.#written = false;
+      this.#onLost();
+    }
+  }
+}
+
+/**
+ * Every living process's lease. Silent ones are removed: whoever wakes after that starts with a new one.
+ * `except`: the reader's own.
+ */
+export function livingLeases(root: string, silentMs: number, except?: string): ForeignLease[] {
+  const names = entriesOf(join(root, "leases")).filter((name) => name.endsWith(".json"));
+  if (names.length === 0) {
+    return [];
+  }
+  const table = processTable();
+  let now: number | undefined;
+  return names.flatMap((name) => {
+    const id = name.slice(0, -".json".length);
+    const path = join(root, "leases", name);
+    if (id === except) {
+      return [];
+    }
+    const stat = statSync(path, { throwIfNoEntry: false });
+    const document = stat === undefined ? undefined : readLease(path);
+    if (stat === undefined || document === undefined) {
+      return [];
+    }
+    now ??= nowOf(root);
+    const isDead =
+      table !== "" &&
+      document.table === table &&
+      document.startTicks !== null &&
+      startTicks(document.pid) !== document.startTicks;
+    if (isDead || now - stat.mtimeMs > silentMs) {
+      rmSync(path, { force: true });
+      return [];
+    }
+    return [{ ...document, id, holder: `${document.host}, process ${document.pid}` }];
+  });
+}
+
+function nowOf(root: string): number {
+  try {
+    return storeNow(root);
+  } catch {
+    // A store that can only be read: this machine's clock is the only one to be had.
+    return Date.now();
+  }
+}
+
+function readLease(path: string): LeaseDocument | undefined {
+  try {
+    const parsed = LeaseDocument.safeParse(JSON.parse(readFileSync(path, "utf8")));
+    return parsed.success ? parsed.data : undefined;
+  } catch {
+    return undefined;
+  }
+}

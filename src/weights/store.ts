@@ -1,0 +1,515 @@
+/**
+ * The shared store (`WEIGHTS_CACHE_DIR`): one copy of every weight for all processes and containers that see the folder.
+ * It serves what it holds by a link (or a copy), takes in what was downloaded, and keeps its budget. Whoever needs a blob
+ * pins it before looking whether it is there.
+ */
+import { chmodSync, rmSync, statSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { looksLikeWeight } from "../models/categories.ts";
+import { DownloadError, messageOf } from "../platform/errors.ts";
+import {
+  copyFileBytes,
+  entryAt,
+  fileAt,
+  freeSpace,
+  makeFolder,
+  renameWithoutReplacing,
+} from "../platform/files.ts";
+import type { Logger } from "../platform/log.ts";
+import { redactUrl } from "../platform/redact.ts";
+import { formatSize } from "../platform/size.ts";
+import type { DigestBook } from "./digests.ts";
+import type { ObjectIdentity } from "./journal.ts";
+import { PARTIAL_FOLDER, partialKey, REMOTE_FILE_SYSTEMS } from "./journal.ts";
+import { partialRootFor } from "./placing.ts";
+import { jobKey, memberName } from "./plan.ts";
+import type { InstalledWeight, InstallJob, WeightSource } from "./plan-types.ts";
+import { conflict, publish } from "./publish.ts";
+import { remember } from "./records.ts";
+import { looksLikeArchive } from "./sources.ts";
+import { StoreContent } from "./store-content.ts";
+import { blobPath, isStore, linksFolder, openLayout, remake, writeSmall } from "./store-layout.ts";
+import type { LeaseTimes } from "./store-lease.ts";
+import { DEFAULT_LEASE_TIMES, Lease } from "./store-lease.ts";
+import type { LinkMethod } from "./store-link.ts";
+import { isDangling, leadsTo, linkBlob, methodsFor, removeLink } from "./store-link.ts";
+import type { Growth, PlaceOptions, StorePort } from "./store-port.ts";
+import type { Evicted, PinnedBlob, Usage } from "./store-room.ts";
+import { StoreRoom } from "./store-room.ts";
+import type { LocalCopies } from "./store-stage.ts";
+import type { VerifiedFile } from "./verify.ts";
+
+export interface StoreOptions {
+  readonly root: string;
+  readonly modelsRoots: readonly string[];
+  readonly digests: DigestBook;
+  readonly log: Logger;
+  /** `auto` copies where the store is on a network file system, through which a model loads many times slower. */
+  readonly mode?: "auto" | "link" | "copy" | undefined;
+  readonly maxBytes?: number | undefined;
+  readonly minFreeBytes?: number | undefined;
+  /** What is staged on the local disk in copy mode, and its budget. */
+  readonly copies?: LocalCopies | undefined;
+  readonly leaseTimes?: LeaseTimes | undefined;
+  /** For whoever only looks and tidies up: no lease is taken. */
+  readonly observer?: boolean | undefined;
+}
+
+/** A blob as `weights list --store` shows it. */
+export interface ListedBlob extends PinnedBlob {
+  readonly name: string;
+  readonly category: string;
+  readonly source: string;
+  readonly links: readonly string[];
+}
+
+const PLACING = "being put in place";
+/** Readable by all and writable by nobody: what changes a blob changes it for everybody. */
+const BLOB_MODE = 0o444;
+
+export class WeightStore implements StorePort, Disposable {
+  readonly root: string;
+  /** False: it is only read. */
+  readonly writable: boolean;
+  readonly mode: "link" | "copy";
+  readonly #options: StoreOptions;
+  readonly #content: StoreContent;
+  readonly #room: StoreRoom;
+  readonly #lease: Lease | undefined;
+  readonly #log: Logger;
+  readonly #told = new Set<string>();
+
+  /** @throws ConfigError for a folder that is not ours, or that can't be made */
+  constructor(options: StoreOptions) {
+    this.#options = options;
+    this.#log = options.log.child("store");
+    const layout = openLayout(options.root, options.modelsRoots);
+    this.root = layout.root;
+    this.writable = layout.writable;
+    const isRemote = REMOTE_FILE_SYSTEMS.has(freeSpace(layout.root).type);
+    const wanted = options.mode ?? "auto";
+    const automatic = isRemote ? "copy" : "link";
+    this.mode = wanted === "auto" ? automatic : wanted;
+    this.#content = new StoreContent(this.root, this.writable, this.#log);
+    const times = options.leaseTimes ?? DEFAULT_LEASE_TIMES;
+    const leases = this.writable && options.observer !== true;
+    this.#lease = leases ? new Lease(this.root, times, () => this.#onLeaseLost()) : undefined;
+    this.#room = new StoreRoom({
+      root: this.root,
+      content: this.#content,
+      lease: this.#lease,
+      silentMs: times.silentMs,
+      maxBytes: options.maxBytes,
+      minFreeBytes: options.minFreeBytes,
+      log: this.#log,
+      onUnlinked: (path) => this.#log.info(`Removed the link ${path}`),
+    });
+    if (!this.writable) {
+      this.#log.warn(
+        `The store ${this.root} can't be written: what it holds is used, nothing is added, and nothing keeps others from evicting it`,
+      );
+    }
+  }
+
+  // --- what the installer asks -----------------------------------------------------------------------------------
+
+  handles(job: InstallJob): boolean {
+    return isOneFile(job) && this.#isUsable();
+  }
+
+  growth(job: InstallJob, identity: ObjectIdentity): Growth | undefined {
+    if (!this.handles(job)) {
+      return undefined;
+    }
+    const sha = shaOf(job) ?? (isArchive(job) ? undefined : identity.sha256?.toLowerCase());
+    const version = `${identity.url} ${identity.sizeBytes} ${identity.etag ?? ""}`;
+    const key = sha === undefined ? `address:${version}` : `sha256:${sha}`;
+    return { root: join(this.root, PARTIAL_FOLDER), key };
+  }
+
+  async serve(job: InstallJob, options: PlaceOptions = {}): Promise<InstalledWeight | undefined> {
+    if (!isOneFile(job)) {
+      return undefined;
+    }
+    const sha = this.#shaFor(job);
+    // A look before the lease is written: most misses cost no more than this.
+    if (sha === undefined || !this.#content.has(sha)) {
+      return undefined;
+    }
+    try {
+      return await this.#place(sha, job, options);
+    } catch (error) {
+      if (isStore(this.root)) {
+        throw error;
+      }
+      // It was deleted under our hands: the weight comes from its source.
+      return undefined;
+    }
+  }
+
+  async reserve(job: InstallJob, growth: Growth, bytes: number | undefined): Promise<Disposable> {
+    const wanted = bytes ?? job.sizeBytes ?? 0;
+    // An archive and what is unpacked of it lie there side by side for a moment.
+    return await this.#room.take(job.name, growth.key, isArchive(job) ? 2 * wanted : wanted);
+  }
+
+  async take(
+    file: VerifiedFile,
+    job: InstallJob,
+    from: { readonly source: WeightSource; readonly identity: ObjectIdentity },
+    options: PlaceOptions = {},
+  ): Promise<InstalledWeight> {
+    const { sha256 } = file;
+    if (sha256 === undefined) {
+      throw new DownloadError("INTERNAL", `${job.name} was to be stored without a digest`);
+    }
+    remake(this.root);
+    using _pin = this.#lease?.pin([sha256], PLACING);
+    // An altered one of this name is set aside first, so that it can't be in the way.
+    if (!(await this.#content.isGood(sha256))) {
+      await publish(file, blobPath(this.root, sha256), { mode: BLOB_MODE });
+    }
+    this.#note(sha256, file.sizeBytes, job, from);
+    const placed = await this.#place(sha256, job, options);
+    if (placed === undefined) {
+      throw new DownloadError("IO_ERROR", `${job.name} has gone from the store ${this.root}`, {
+        hint: "Leave the store's files alone while it is in use, and try again.",
+        retryable: true,
+      });
+    }
+    return { ...placed, source: from.identity.url, fetched: true };
+  }
+
+  async keep(
+    installed: InstalledWeight,
+    job: InstallJob,
+    from: { readonly source: WeightSource; readonly identity: ObjectIdentity },
+  ): Promise<void> {
+    if (!this.handles(job) || fileAt(installed.file)?.isFile() !== true) {
+      return;
+    }
+    try {
+      const sha256 = installed.sha256 ?? (await this.#options.digests.of(installed.file));
+      using _pin = this.#lease?.pin([sha256], PLACING);
+      if (!(await this.#content.isGood(sha256))) {
+        this.#copyIn(installed.file, sha256);
+      }
+      this.#note(sha256, installed.sizeBytes, job, from);
+      this.#options.digests.note(installed.file, sha256);
+    } catch (error) {
+      this.#log.warn(`${job.name} was installed, but not stored: ${messageOf(error)}`);
+    }
+  }
+
+  /** Under the blob's name whole or not at all. */
+  #copyIn(file: string, sha256: string): void {
+    const draft = join(this.root, "tmp", `${sha256}-${process.pid}`);
+    try {
+      copyFileBytes(file, draft);
+      chmodSync(draft, BLOB_MODE);
+      makeFolder(dirname(blobPath(this.root, sha256)));
+      renameWithoutReplacing(draft, blobPath(this.root, sha256));
+    } finally {
+      rmSync(draft, { force: true });
+    }
+  }
+
+  #note(
+    sha256: string,
+    size: number,
+    job: InstallJob,
+    { source, identity }: { readonly source: WeightSource; readonly identity: ObjectIdentity },
+  ): void {
+    const { name, category } = job;
+    const { etag, lastModified } = identity;
+    this.#content.setMeta({ sha256, size, name, category, source: identity.url, etag });
+    this.#content.setRef({ url: addressKey(source, job), sha256, size, etag, lastModified });
+  }
+
+  // --- what the program asks -------------------------------------------------------------------------------------
+
+  /** Blobs that no process may evict until the result is disposed. */
+  pin(shas: readonly string[], reason: string): Disposable {
+    if (this.#lease === undefined || shas.length === 0) {
+      return { [Symbol.dispose]: () => undefined };
+    }
+    try {
+      return this.#lease.pin(shas, reason);
+    } catch (error) {
+      this.#tellOnce("pin", `The store can't be written to pin weights: ${messageOf(error)}`);
+      return { [Symbol.dispose]: () => undefined };
+    }
+  }
+
+  /** They were used now. */
+  touch(shas: readonly string[]): void {
+    for (const sha of shas) {
+      this.#content.touch(sha);
+    }
+  }
+
+  /** Links of an earlier process in our models folders: from now on ours to protect. */
+  adopt(files: readonly { readonly path: string; readonly sha256: string }[]): void {
+    const ours = files.filter(({ path, sha256 }) => leadsTo(path, blobPath(this.root, sha256)));
+    this.#lease?.addLinks(ours.map(({ sha256 }) => sha256));
+    for (const { path, sha256 } of ours) {
+      this.#recordLink(sha256, path);
+    }
+  }
+
+  /** True when the file at `path` was put there by a store like this one: a link to a blob, or nowhere any more. */
+  isStored(path: string, sha256: string | undefined): boolean {
+    return (
+      (sha256 !== undefined && leadsTo(path, blobPath(this.root, sha256))) ||
+      (isDangling(path) && entryAt(path) !== undefined)
+    );
+  }
+
+  has(sha256: string): boolean {
+    return this.#content.has(sha256);
+  }
+
+  usage(): Usage {
+    return this.#room.usage();
+  }
+
+  /** When a blob was last used, by the store's clock. */
+  usedAt(sha256: string): Date | undefined {
+    const ms = this.#content.usedMs(sha256);
+    return ms === undefined ? undefined : new Date(ms);
+  }
+
+  list(): ListedBlob[] {
+    return this.#room.usage().blobs.map((blob) => {
+      const meta = this.#content.meta(blob.sha256);
+      return {
+        ...blob,
+        name: meta?.name ?? "unknown",
+        category: meta?.category ?? "",
+        source: meta?.source ?? "",
+        links: this.#room.linksOf(blob.sha256),
+      };
+    });
+  }
+
+  /** What `gc` would remove, or removes: unfinished junk, and as much as is above `maxBytes`. */
+  gc(options: { readonly maxBytes?: number | undefined; readonly dryRun?: boolean }): Evicted[] {
+    const usage = this.#room.usage();
+    const excess = options.maxBytes === undefined ? 0 : usage.bytes - options.maxBytes;
+    if (options.dryRun === true) {
+      return this.#room
+        .candidates(Math.max(0, excess), usage)
+        .map((blob) => ({ ...blob, name: this.#room.nameOf(blob.sha256) }));
+    }
+    if (excess <= 0) {
+      this.#room.removeJunk();
+      return [];
+    }
+    return this.#room.evict(excess, usage);
+  }
+
+  /** Takes a weight out of a models folder; its blob goes too, unless somebody needs it. True when the blob went. */
+  remove(path: string, sha256: string): boolean {
+    if (removeLink(path, blobPath(this.root, sha256))) {
+      rmSync(join(linksFolder(this.root, sha256), `${partialKey(path)}.json`), { force: true });
+      this.#lease?.removeLinks([sha256]);
+    }
+    const blob = this.#room.usage().blobs.find((one) => one.sha256 === sha256);
+    return (
+      blob !== undefined && blob.pins.length === 0 && this.#room.evictBlobs([blob]).length === 1
+    );
+  }
+
+  [Symbol.dispose](): void {
+    this.#lease?.[Symbol.dispose]();
+  }
+
+  // --- inside ----------------------------------------------------------------------------------------------------
+
+  #isUsable(): boolean {
+    if (!this.writable || this.#lease === undefined) {
+      return false;
+    }
+    try {
+      remake(this.root);
+      return true;
+    } catch (error) {
+      this.#tellOnce("gone", `The store can't be used, weights go without it: ${messageOf(error)}`);
+      return false;
+    }
+  }
+
+  /** The digest of what the job wants: stated by the operator, or remembered of an address. */
+  #shaFor(job: InstallJob): string | undefined {
+    const stated = shaOf(job);
+    if (stated !== undefined) {
+      return stated;
+    }
+    for (const source of job.sources) {
+      const ref = this.#content.ref(addressKey(source, job));
+      const fits = job.sizeBytes === undefined || ref?.size === job.sizeBytes;
+      if (ref !== undefined && fits && this.#content.has(ref.sha256)) {
+        return ref.sha256;
+      }
+    }
+    return undefined;
+  }
+
+  async #place(
+    sha: string,
+    job: InstallJob,
+    options: PlaceOptions,
+  ): Promise<InstalledWeight | undefined> {
+    using _pin = this.#lease?.pin([sha], PLACING);
+    if (this.#lease !== undefined) {
+      await this.#room.settled(sha, options.signal);
+    }
+    if (!(await this.#content.isGood(sha, options.signal))) {
+      return undefined;
+    }
+    const destination = jobKey(job);
+    const how = await this.#link(sha, destination, options.replace === true);
+    if (how === "gone") {
+      return undefined;
+    }
+    this.#content.touch(sha);
+    this.#options.digests.note(destination, sha);
+    const meta = this.#content.meta(sha);
+    this.#log.info(`${job.name} comes from the store (${how})`, { file: destination, sha256: sha });
+    return {
+      name: job.name,
+      category: job.category,
+      file: destination,
+      sizeBytes: fileAt(destination)?.size ?? 0,
+      sha256: sha,
+      source: meta?.source ?? "",
+      fetched: false,
+    };
+  }
+
+  async #link(
+    sha: string,
+    destination: string,
+    replace: boolean,
+  ): Promise<LinkMethod | "there already" | "gone"> {
+    const blob = blobPath(this.root, sha);
+    if (leadsTo(destination, blob)) {
+      this.#lease?.addLinks([sha]);
+      return "there already";
+    }
+    if (this.mode === "copy") {
+      return await this.#copy(sha, destination, replace);
+    }
+    // Before the link is made: who evicts looks at links too, and finds this one.
+    this.#lease?.addLinks([sha]);
+    const how = linkBlob({ blob, destination, methods: methodsFor("link"), replace });
+    if (how === "taken") {
+      await this.#requireSame(sha, destination);
+      return "there already";
+    }
+    if (how === "hard link" || how === "symbolic link") {
+      this.#recordLink(sha, destination);
+      if (how === "hard link") {
+        this.#content.refresh(sha);
+      }
+    } else {
+      this.#lease?.removeLinks([sha]);
+    }
+    this.#tellOnce(how, `Weights are put into the models folder by ${how}`);
+    return how;
+  }
+
+  /** Staged on the local disk, within its budget; every byte is compared on the way. */
+  async #copy(
+    sha: string,
+    destination: string,
+    replace: boolean,
+  ): Promise<"copy" | "there already" | "gone"> {
+    const blob = blobPath(this.root, sha);
+    const size = statSync(blob, { throwIfNoEntry: false })?.size ?? 0;
+    await this.#options.copies?.makeRoom(size, destination);
+    const hasher = new Bun.CryptoHasher("sha256");
+    const how = linkBlob({
+      blob,
+      destination,
+      methods: methodsFor("copy"),
+      replace,
+      seen: (block) => hasher.update(block),
+    });
+    if (how === "gone") {
+      return how;
+    }
+    if (how === "taken") {
+      await this.#requireSame(sha, destination);
+      return "there already";
+    }
+    if (hasher.digest("hex") !== sha) {
+      rmSync(destination, { force: true });
+      this.#log.warn(`The store's copy of ${destination} can't be read whole; it is fetched again`);
+      return "gone";
+    }
+    const root = partialRootFor(destination, this.#options.modelsRoots);
+    remember(root, { name: destination, destination, sizeBytes: size, sha256: sha, source: blob });
+    this.#options.copies?.add(destination, sha, size);
+    this.#tellOnce(
+      "staged",
+      `Weights are copied from the store to the local disk (${formatSize(size)} now): through the store's file system ComfyUI would load them slowly`,
+    );
+    return "copy";
+  }
+
+  async #requireSame(sha: string, destination: string): Promise<void> {
+    const isFile = fileAt(destination)?.isFile() === true;
+    if (!isFile || (await this.#options.digests.of(destination)) !== sha) {
+      throw conflict(destination);
+    }
+  }
+
+  #recordLink(sha: string, path: string): void {
+    if (this.writable) {
+      const file = join(linksFolder(this.root, sha), `${partialKey(path)}.json`);
+      writeSmall(this.root, file, JSON.stringify({ path }));
+    }
+  }
+
+  #onLeaseLost(): void {
+    const links = [...(this.#lease?.links ?? [])];
+    const gone = links.filter((sha) => !this.#content.has(sha));
+    this.#log.warn(
+      `This process was silent for so long that others took it for dead. It goes on; ${gone.length === 0 ? "nothing that it needs was evicted" : `${gone.length} weights were evicted and are fetched again when needed`}`,
+    );
+    this.#lease?.removeLinks(gone);
+  }
+
+  #tellOnce(key: string, text: string): void {
+    if (!this.#told.has(key)) {
+      this.#told.add(key);
+      this.#log.info(text);
+    }
+  }
+}
+
+/** Stated by whoever may say what a weight is. A request's own word for a hash names no blob of others. */
+function shaOf(job: InstallJob): string | undefined {
+  const source = job.sources.find(
+    ({ sha256, trust }) => sha256 !== undefined && trust === "operator",
+  );
+  return (job.sha256 ?? (isArchive(job) ? undefined : source?.sha256))?.toLowerCase();
+}
+
+/** One address, whatever token somebody asks it with; of an archive, the file in it. */
+function addressKey(source: WeightSource, job: InstallJob): string {
+  return isArchive(job) ? `${redactUrl(source.url)}#${memberName(job)}` : redactUrl(source.url);
+}
+
+function isArchive(job: InstallJob): boolean {
+  return job.unpack !== undefined || job.sources.every(looksLikeArchive);
+}
+
+/** A weight that is one file. Folders are not stored. */
+function isOneFile(job: InstallJob): boolean {
+  return (
+    job.sources.length > 0 &&
+    (isArchive(job) ? looksLikeWeight(memberName(job)) : !job.sources.some(looksLikeArchive))
+  );
+}
