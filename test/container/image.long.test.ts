@@ -272,7 +272,8 @@ describeEngine("stopping", () => {
       .split("\n")
       .slice(1)
       .map((row) => row.trim().split(/\s+/)[1]);
-    expect(names.sort()).toEqual(["sh", "sleep", "tini"]);
+    // The shell goes on to its sleep; whether it is there yet says nothing about the server.
+    expect(names.filter((name) => name !== "sleep").sort()).toEqual(["sh", "tini"]);
   });
 
   test("an engine that the kernel kills is told apart and started again; the server stays", async () => {
