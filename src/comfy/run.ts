@@ -87,7 +87,7 @@ export async function runWorkflow(
       throw new CanceledError("The run was called off before it was queued");
     }
     await readyBefore(endsAt, engine, options);
-    using run = new Run(engine, graph, options, endsAt);
+    using run = new Run(engine, graph, options, { endsAt, isLastTry: attempt >= MAX_TRIES });
     const outcome = await run.settle();
     if (typeof outcome === "object") {
       engine.noteSuccess();
@@ -125,6 +125,12 @@ function tookTooLong({ deadlines }: RunOptions): EngineError {
 /** Why an attempt that failed through no fault of the workflow is repeated. */
 type TryAgain = string;
 
+interface Attempt {
+  readonly endsAt: number;
+  /** Runs that go on beside this one fill the cache again: at last a result counts more than an empty cache. */
+  readonly isLastTry: boolean;
+}
+
 class Run implements Disposable {
   readonly #promptId: string = crypto.randomUUID();
   readonly #engine: Engine;
@@ -132,6 +138,7 @@ class Run implements Disposable {
   readonly #options: RunOptions;
   readonly #times: RunTimes;
   readonly #endsAt: number;
+  readonly #isLastTry: boolean;
   readonly #client: Engine["client"];
   readonly #log: Logger;
   readonly #progress: ProgressTracker;
@@ -158,12 +165,13 @@ class Run implements Disposable {
   #cachedNodes: readonly string[] | undefined;
   readonly #notes: string[] = [];
 
-  constructor(engine: Engine, graph: Graph, options: RunOptions, endsAt: number) {
+  constructor(engine: Engine, graph: Graph, options: RunOptions, attempt: Attempt) {
     this.#engine = engine;
     this.#graph = graph;
     this.#options = options;
     this.#times = { ...DEFAULT_RUN_TIMES, ...options.times };
-    this.#endsAt = endsAt;
+    this.#endsAt = attempt.endsAt;
+    this.#isLastTry = attempt.isLastTry;
     this.#client = engine.client;
     this.#log = options.log;
     this.#progress = new ProgressTracker(graph, options.onProgress ?? (() => undefined));
@@ -546,7 +554,9 @@ class Run implements Disposable {
   }
 
   #hasStaleCache(): boolean {
-    return this.#options.resetCache === true && (this.#cachedNodes?.length ?? 0) > 0;
+    return (
+      this.#options.resetCache === true && !this.#isLastTry && (this.#cachedNodes?.length ?? 0) > 0
+    );
   }
 
   /** Takes the prompt back, or ends an engine that doesn't let go of it. */
@@ -580,6 +590,9 @@ class Run implements Disposable {
     }
     const outputs: NodeOutputs = { ...this.#outputs, ...entry?.outputs };
     const cached = cachedNodesOf(entry) ?? this.#cachedNodes ?? [];
+    if (this.#options.resetCache === true && cached.length > 0) {
+      this.#log.warn(`Nodes came from the cache although it was reset: ${cached.join(", ")}`);
+    }
     return {
       promptId: this.#promptId,
       ...readOutputs(this.#graph, outputs, entry?.meta),

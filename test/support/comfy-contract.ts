@@ -510,6 +510,28 @@ export function comfyContract(label: string, contract: ContractEngine): void {
         expect(proxy.requests.filter((path) => path === "WS /ws").length).toBeGreaterThan(1);
       });
 
+      test("gives a result, and says so, when the cache won't be reset", async () => {
+        await using proxy = proxyTo(engine.url, {
+          request: (path) => (path === "/free" ? new Response(null) : undefined),
+        });
+        await using remote = await RemoteEngine.connect(proxy.url, new HttpClient());
+        const graph = pictureGraph({ color: 32 });
+        await run(fresh(graph));
+        const lines: string[] = [];
+        const log = createLogger({
+          write: () => undefined,
+          observe: ({ message }) => lines.push(message),
+        });
+        const options = { ...QUICK, log, resetCache: true };
+        const result = await runWorkflow(remote, fresh(graph), options);
+        expect(result.cachedNodes).toContain("1");
+        expect(result.files).toHaveLength(1);
+        expect(lines.filter((line) => line.startsWith("Running the workflow again"))).toHaveLength(
+          2,
+        );
+        expect(lines.at(-1)).toContain("although it was reset: ");
+      });
+
       test("finds its run when the answer to the request is lost", async () => {
         let lost = 0;
         await using proxy = proxyTo(engine.url, {
