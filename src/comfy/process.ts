@@ -119,6 +119,7 @@ export class EngineProcess {
   readonly exited: Promise<EngineExit>;
   readonly folders: LaunchFolders;
   readonly #child: Bun.Subprocess<"ignore", "pipe", "pipe">;
+  readonly #guard: Bun.Subprocess | undefined;
   readonly #ring: LogRing;
   readonly #times: ProcessTimes;
   readonly #client: ComfyClient;
@@ -154,6 +155,7 @@ export class EngineProcess {
       throw cannotStart(installation, messageOf(cause), [], cause);
     }
     this.pid = this.#child.pid;
+    this.#guard = guardGroup(this.pid);
     this.exited = this.#watch();
   }
 
@@ -225,6 +227,8 @@ export class EngineProcess {
       this.#ring.drain(this.#child.stderr),
     ]);
     const code = await this.#child.exited;
+    // Before the number of the group can belong to anybody else.
+    this.#guard?.kill("SIGKILL");
     // Children that outlive it hold its GPU memory and its pipes.
     this.#signalGroup("SIGKILL");
     await within(
@@ -246,6 +250,27 @@ export class EngineProcess {
     } catch {
       // ESRCH: the group is gone already, which is what was wanted.
     }
+  }
+}
+
+/**
+ * Ends a process group when we end, however we end: a killed server must not leave a ComfyUI that holds the GPU. The
+ * guard waits for the end of a pipe that only we hold.
+ */
+function guardGroup(group: number): Bun.Subprocess | undefined {
+  try {
+    const script = 'read -r _; kill -9 "-$1"';
+    const guard = Bun.spawn(["sh", "-c", script, "sh", String(group)], {
+      env: {},
+      stdio: ["pipe", "ignore", "ignore"],
+      // Ctrl-C goes to our own group: the guard must outlive it.
+      detached: true,
+    });
+    guard.unref();
+    return guard;
+  } catch {
+    // No shell here: what is left behind is swept by the next start (work-folder.ts).
+    return undefined;
   }
 }
 

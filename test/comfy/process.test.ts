@@ -223,6 +223,29 @@ describe("supervision", () => {
 });
 
 describe("what a killed owner leaves", () => {
+  test("is nothing: its engine ends with it", async () => {
+    using dir = tempDir();
+    const program = `
+      const load = (name) => import(${JSON.stringify(join(import.meta.dir, "../../src"))} + name);
+      const { startEngine } = await load("/comfy/start.ts");
+      const { parseEnv } = await load("/platform/env.ts");
+      const { silentLogger } = await load("/platform/log.ts");
+      const config = parseEnv({ PATH: process.env.PATH, COMFYUI_ENGINE: "embedded", WORK_DIR: ${JSON.stringify(dir.path)} });
+      const engine = await startEngine({ config, log: silentLogger });
+      console.log(engine.pid);
+      await Bun.sleep(1e6);
+    `;
+    const owner = Bun.spawn([process.execPath, "-e", program], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const { value } = await owner.stdout.getReader().read();
+    const engine = Number(new TextDecoder().decode(value));
+    expect(isAlive(engine)).toBe(true);
+    owner.kill("SIGKILL");
+    await owner.exited;
+    await until(() => !isAlive(engine));
+  });
+
   test("is ended and removed by the next one; folders that are in use stay", async () => {
     using dir = tempDir();
     const program = `
