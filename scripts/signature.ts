@@ -1,15 +1,19 @@
 /**
  * `cog/signature.py`: the predictor's inputs in the form that the cog CLI reads, generated from the same OpenAPI
  * document that the server serves, and so from the zod object in predict.ts. Without arguments it is written;
- * `--check` fails when the committed file differs; `--openapi` prints the document.
+ * `--check` fails when the committed file differs; `--openapi` prints the document. `--workflow FILE`: for a build that
+ * serves this one workflow (`WORKFLOW`).
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { parseArgs } from "node:util";
 import { z } from "zod";
 import { openApiDocument } from "../src/cog/openapi.ts";
 import { COG_VERSION } from "../src/cog/service.ts";
+import { ServedWorkflow } from "../src/media/served.ts";
 import { PROJECT_ROOT } from "../src/platform/env.ts";
 import type { JsonObject } from "../src/platform/json.ts";
+import { parseWorkflow } from "../src/workflow/parse.ts";
 
 const SIGNATURE_PATH = join(PROJECT_ROOT, "cog/signature.py");
 
@@ -148,14 +152,34 @@ export async function committedDocument(): Promise<JsonObject> {
   return openApiDocument({ inputs: PredictInput, output: files, streaming: false }, COG_VERSION);
 }
 
-async function main(mode: string | undefined): Promise<number> {
-  const document = await committedDocument();
-  if (mode === "--openapi") {
+/** The document of a server that serves this workflow (`WORKFLOW`), as far as can be told without its engine. */
+export async function servedDocument(path: string): Promise<JsonObject> {
+  const { servedInputs } = await import("../predict.ts");
+  const served = new ServedWorkflow(parseWorkflow(readFileSync(path)));
+  const files = { type: "array", items: { type: "string", format: "uri" } };
+  const inputs = servedInputs(served);
+  return openApiDocument({ inputs, output: files, streaming: false }, COG_VERSION);
+}
+
+async function main(argv: readonly string[]): Promise<number> {
+  const { values } = parseArgs({
+    args: [...argv],
+    options: {
+      check: { type: "boolean" },
+      openapi: { type: "boolean" },
+      workflow: { type: "string" },
+    },
+  });
+  const document =
+    values.workflow === undefined
+      ? await committedDocument()
+      : await servedDocument(values.workflow);
+  if (values.openapi === true) {
     process.stdout.write(`${JSON.stringify(document)}\n`);
     return 0;
   }
   const text = renderSignature(document);
-  if (mode === "--check") {
+  if (values.check === true) {
     const isSame = readFileSync(SIGNATURE_PATH, "utf8") === text;
     process.stderr.write(isSame ? "" : "cog/signature.py is stale: run bun scripts/signature.ts\n");
     return isSame ? 0 : 1;
@@ -165,5 +189,5 @@ async function main(mode: string | undefined): Promise<number> {
 }
 
 if (import.meta.main) {
-  process.exitCode = await main(process.argv[2]);
+  process.exitCode = await main(process.argv.slice(2));
 }

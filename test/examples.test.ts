@@ -45,6 +45,7 @@ const OUTCOMES: Readonly<Record<string, number | readonly string[]>> = {
   "api_workflows/sdxl_txt2img.json": ["sd_xl_base_1.0.safetensors"],
   "api_workflows/several_outputs.json": 6,
   "api_workflows/upscale.json": 1,
+  "ui_workflows/app_mode.json": 1,
   "ui_workflows/upscale.json": 1,
 };
 

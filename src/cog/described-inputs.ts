@@ -23,6 +23,9 @@ export interface DescribedInput {
   readonly isOpen?: boolean | undefined;
 }
 
+/** Choices are components of the document by their input's name, beside these. */
+const COMPONENTS =
+  /^((Training)?(Input|Output)|(Prediction|Training)(Request|Response)|Status|HTTPValidationError|ValidationError)$/;
 /** Names that forms, command lines and Python can all write. */
 const NAME = /^[A-Za-z][A-Za-z0-9_]*$/;
 
@@ -34,7 +37,9 @@ export function describedInputs(
   inputs: readonly DescribedInput[],
   taken: readonly string[],
 ): Record<string, z.ZodType> {
-  const wrong = inputs.filter(({ name }) => !NAME.test(name) || taken.includes(name));
+  const wrong = inputs.filter(
+    ({ name }) => !NAME.test(name) || COMPONENTS.test(name) || taken.includes(name),
+  );
   if (wrong.length > 0) {
     const names = wrong.map(({ name }) => JSON.stringify(name)).join(", ");
     throw new ConfigError("CONFIG_INVALID", `These can't be names of inputs: ${names}`, {
