@@ -298,7 +298,7 @@ function createAttempt(home: string, rules: OwnershipRules): Claim {
   const path = join(home, name);
   const unborn = join(home, `${UNBORN}${name}`);
   try {
-    mkdirSync(unborn);
+    mkdirSync(unborn, { recursive: true });
     writeFileSync(join(unborn, "owner"), ownerText(token), { mode: 0o600 });
     const lockFd = openSync(join(unborn, "owner"), "r+");
     rules.tryLock(lockFd);
@@ -324,9 +324,8 @@ function isAlive(path: string, rules: OwnershipRules): boolean {
 }
 
 function attemptsIn(home: string): string[] {
-  return readdirSync(home, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory() && !entry.name.startsWith(UNBORN))
-    .map((entry) => join(home, entry.name));
+  // Whoever finished last may have removed the folder since it was made.
+  return subfolders(home).filter((path) => !basename(path).startsWith(UNBORN));
 }
 
 /** Takes over the richest attempt whose owner is gone; `busy` when one is alive; undefined when there is none. */
@@ -614,7 +613,9 @@ export interface PartialState {
 
 function summarise(path: string): PartialState | undefined {
   const journal = readJournal(path);
-  if (journal === undefined) {
+  const updatedAt = statSync(join(path, "journal"), { throwIfNoEntry: false })?.mtime;
+  // Its owner may finish, and remove it, between the two looks.
+  if (journal === undefined || updatedAt === undefined) {
     return undefined;
   }
   const { header, chunks } = journal;
@@ -628,7 +629,7 @@ function summarise(path: string): PartialState | undefined {
     sizeBytes: header.sizeBytes,
     doneBytes,
     source: header.url,
-    updatedAt: statSync(join(path, "journal")).mtime,
+    updatedAt,
     allocatedBytes: allocatedBytes(join(path, "data")),
     path,
   };

@@ -45,6 +45,9 @@ export const QUICK: Partial<Tuning> = {
   progressIntervalMs: 10,
 };
 
+/** Leases that run out while a test waits. */
+export const LEASE_TIMES = { renewMs: 100, silentMs: 900 };
+
 export interface QuickInstaller extends AsyncDisposable {
   readonly installer: Installer;
 }
