@@ -4,6 +4,7 @@ import { doctor } from "./doctor.ts";
 import { predict } from "./predict.ts";
 import type { CliServices } from "./services.ts";
 import { checkWeights } from "./weights-check.ts";
+import { collectWeights } from "./weights-gc.ts";
 import { listWeights } from "./weights-list.ts";
 import { lockWeights, outdatedWeights } from "./weights-lock.ts";
 import { planWeights, pullWeights, repairWeights } from "./weights-pull.ts";
@@ -52,6 +53,7 @@ export const COMMANDS: readonly Command<CliServices>[] = [
   listWeights,
   lockWeights,
   outdatedWeights,
+  collectWeights,
   explainWorkflow,
   convertWorkflow,
   exposeWorkflow,

@@ -15,6 +15,7 @@ import type { InstallPlan } from "../weights/plan.ts";
 import type { InstalledWeight, InstallJob, Trust } from "../weights/plan-types.ts";
 import type { MissingWeight, Validation, WeightRef } from "../weights/refs.ts";
 import type { Resolution } from "../weights/resolve.ts";
+import type { WeightStore } from "../weights/store.ts";
 import type { NodeDefinitions } from "../workflow/definitions.ts";
 import type { Workflow } from "../workflow/graph.ts";
 import type { Obstacle } from "../workflow/obstacles.ts";
@@ -30,6 +31,9 @@ export interface WeightsPort {
   resolve(wanted: MissingWeight | WeightRef | string, trust: Trust): Resolution;
   kit_jobs(kit: string): InstallJob[];
   jobs_for(wanted: MissingWeight | WeightRef | string, trust: Trust): readonly InstallJob[];
+  /** The shared store, where one is configured. */
+  readonly store: WeightStore | undefined;
+  pin_lock(): void;
   use_lock(lock: LockFile): void;
   lock_rows(
     jobs: readonly InstallJob[],

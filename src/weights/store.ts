@@ -503,13 +503,12 @@ function addressKey(source: WeightSource, job: InstallJob): string {
 }
 
 function isArchive(job: InstallJob): boolean {
-  return job.unpack !== undefined || job.sources.every(looksLikeArchive);
+  return (
+    job.unpack !== undefined || (job.sources.length > 0 && job.sources.every(looksLikeArchive))
+  );
 }
 
 /** A weight that is one file. Folders are not stored. */
 function isOneFile(job: InstallJob): boolean {
-  return (
-    job.sources.length > 0 &&
-    (isArchive(job) ? looksLikeWeight(memberName(job)) : !job.sources.some(looksLikeArchive))
-  );
+  return isArchive(job) ? looksLikeWeight(memberName(job)) : !job.sources.some(looksLikeArchive);
 }
