@@ -6,7 +6,7 @@ from cog import BasePredictor, Input, Path, Secret
 
 
 class Predictor(BasePredictor):
-    def run(
+    async def run(
         self,
         workflow_json: str = Input(
             description="Your ComfyUI workflow: JSON text or a URL to it, in API or UI format, or the word input_file when the uploaded file is the workflow. Empty: the preloaded workflow, else an example.",

@@ -25,7 +25,7 @@ from cog import BasePredictor, Input, Path, Secret
 
 
 class Predictor(BasePredictor):
-    def run(
+    async def run(
         self,
 `;
 

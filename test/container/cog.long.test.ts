@@ -164,6 +164,17 @@ describeCog("the cog CLI in a fresh checkout", () => {
     expect(await docker("run", "--rm", tag, "id", "-u")).toBe("1000");
   });
 
+  test("cog build hands the concurrency of cog.yaml on to the server", async () => {
+    const path = join(project.path, "cog.yaml");
+    const before = readFileSync(path, "utf8");
+    writeFileSync(path, `${before}concurrency:\n  max: 3\n`);
+    const built = await cog("build", "-t", BUILT, PLAIN_BASE);
+    writeFileSync(path, before);
+    expect(built.code).toBe(0);
+    const { out } = await run(["docker", "run", "--rm", BUILT, "printenv", "COG_MAX_CONCURRENCY"]);
+    expect(out.trim()).toBe("3");
+  });
+
   test("what a container downloaded is still there for the next one, in an ignored folder", async () => {
     const write = "mkdir -p /src/models/checkpoints && echo x > /src/models/checkpoints/kept.bin";
     expect((await cog("exec", "sh", "-c", write)).code).toBe(0);
