@@ -1,9 +1,14 @@
 /**
- * Speed of reading workflows: the largest UI file converted, and a graph of 300 nodes parsed and explained.
+ * Speed of reading workflows: the largest UI file converted, and a graph of 300 nodes parsed, explained and checked as
+ * `workflow explain`, `weights check` and `POST /weights/check` do it.
  * Usage: bun bench/workflow.ts [folder of UI files]. Without a folder, files of its own making are used.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
+import { Predictor } from "../predict.ts";
+import { parseEnv } from "../src/platform/env.ts";
+import { checkDocument } from "../src/weights/check-document.ts";
+import type { WeightRef } from "../src/weights/refs.ts";
 import { explainWorkflow } from "../src/workflow/explain.ts";
 import { parseWorkflow } from "../src/workflow/parse.ts";
 
@@ -56,6 +61,41 @@ function madeUpUi(count: number): string {
   return JSON.stringify({ nodes, links, version: 0.4 });
 }
 
+/** Groups of five nodes: a LoRA of its own, a prompt, a sampler, decoding and saving. */
+function madeUpGraph(count: number): Record<string, unknown> {
+  const nodes: Record<string, unknown> = {
+    base: { class_type: "CheckpointLoaderSimple", inputs: { ckpt_name: "base.safetensors" } },
+  };
+  for (let group = 0; group * 5 < count - 1; group += 1) {
+    const id = (part: number) => String(group * 5 + part);
+    const loraName = `lora-${group}.safetensors`;
+    const strengths = { strength_model: 1, strength_clip: 1 };
+    const numbers = { seed: group, steps: 20, cfg: 7, denoise: 1 };
+    const words = { sampler_name: "euler", scheduler: "normal" };
+    Object.assign(nodes, {
+      [id(1)]: {
+        class_type: "LoraLoader",
+        inputs: { model: ["base", 0], clip: ["base", 1], lora_name: loraName, ...strengths },
+      },
+      [id(2)]: { class_type: "CLIPTextEncode", inputs: { text: "a cat", clip: [id(1), 1] } },
+      [id(3)]: {
+        class_type: "KSampler",
+        inputs: {
+          model: [id(1), 0],
+          positive: [id(2), 0],
+          negative: [id(2), 0],
+          latent_image: group === 0 ? ["base", 2] : [String((group - 1) * 5 + 3), 0],
+          ...numbers,
+          ...words,
+        },
+      },
+      [id(4)]: { class_type: "VAEDecode", inputs: { samples: [id(3), 0], vae: ["base", 2] } },
+      [id(5)]: { class_type: "SaveImage", inputs: { images: [id(4), 0], filename_prefix: "a" } },
+    });
+  }
+  return nodes;
+}
+
 function largestFile(folder: string): { name: string; text: string } {
   const files = readdirSync(folder).filter((name) => name.endsWith(".json"));
   const bySize = files.sort(
@@ -76,10 +116,22 @@ function main(): void {
     time(() => parseWorkflow(largest.text)),
     CONVERT_AIM_MS,
   );
-  const text = JSON.stringify(parseWorkflow(madeUpUi(300)).graph);
+  const text = JSON.stringify(madeUpGraph(300));
+  const { comfyui, weights } = new Predictor({ config: parseEnv({ COMFYUI_ENGINE: "embedded" }) });
   report(
-    "parse + explain 300 nodes",
-    time(() => explainWorkflow(parseWorkflow(text))),
+    "parse + explain + check 300 nodes, 60 of them loaders",
+    time(() => {
+      const workflow = parseWorkflow(text);
+      const explanation = explainWorkflow(workflow);
+      const refs = comfyui.find_weights(workflow);
+      const found = {
+        refs,
+        validation: comfyui.check_weights(workflow),
+        obstacles: comfyui.find_obstacles(workflow, refs),
+      };
+      const resolve = (ref: WeightRef) => weights.resolve(ref, "request");
+      return [explanation, checkDocument(found, resolve, { manifest: weights.manifest })];
+    }),
     EXPLAIN_AIM_MS,
   );
 }

@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { redactUrl } from "../platform/redact.ts";
 import { formatSize } from "../platform/size.ts";
-import type { KnownWeight, MissingWeight, Validation, WeightRef } from "./refs.ts";
+import type { KnownWeight, Validation, WeightRef } from "./refs.ts";
 import type { Resolution } from "./resolve.ts";
 
 export const WEIGHT_STATES = [
@@ -53,7 +53,8 @@ export function checkReport(
   resolve?: ResolveRef,
 ): CheckReport {
   const uses = Map.groupBy(refs, keyOf);
-  const rows = [...uses.values()].flatMap((group) => rowFor(group, validation, resolve));
+  const states = statesOf(validation);
+  const rows = [...uses].flatMap(([key, group]) => rowFor(group, states.get(key), resolve));
   const wanted = rows.filter((row) => row.state === "missing" || row.state === "broken");
   const available = wanted.filter((row) => row.source !== undefined && row.refused === undefined);
   return {
@@ -70,15 +71,12 @@ function keyOf(ref: WeightRef): string {
 
 function rowFor(
   uses: readonly WeightRef[],
-  validation: Validation,
+  found: Found | undefined,
   resolve: ResolveRef | undefined,
 ): CheckRow[] {
   const [ref] = uses;
-  if (ref === undefined) {
-    return [];
-  }
-  const found = stateOf(ref, validation);
-  if (found === undefined) {
+  // Nothing was found out about an option of a choice that isn't needed.
+  if (ref === undefined || found === undefined) {
     return [];
   }
   const resolution = found.known === undefined ? resolve?.(ref) : undefined;
@@ -107,33 +105,27 @@ interface Found {
   readonly refused?: string | undefined;
 }
 
-/** Undefined for an option of a choice that isn't needed. */
-function stateOf(ref: WeightRef, validation: Validation): Found | undefined {
-  const key = keyOf(ref);
-  const present = validation.present.find((weight) => keyOf(weight.ref) === key);
-  if (present !== undefined) {
-    return { state: "present", file: present.file, sizeBytes: present.sizeBytes };
-  }
-  const isSame = (weight: MissingWeight) => keyOf(weight.ref) === key;
-  const missing = validation.missing.find(isSame);
-  if (missing !== undefined) {
-    return {
-      state: missing.state,
-      file: missing.file,
-      known: missing.known,
-      refused: missing.refused,
-    };
-  }
-  const warned = validation.warnings.find(isSame);
-  if (warned !== undefined) {
-    return { state: "perhaps", known: warned.known, refused: warned.refused };
-  }
-  if (validation.listed?.some((other) => keyOf(other) === key) === true) {
-    return { state: "listed" };
-  }
-  return validation.ignored.some((other) => keyOf(other) === key)
-    ? { state: "ignored" }
-    : undefined;
+/** What was found out about each weight, by its key. What is there, or missed for certain, goes before the rest. */
+function statesOf(validation: Validation): ReadonlyMap<string, Found> {
+  const { present, missing, warnings, listed = [], ignored } = validation;
+  const named = (refs: readonly WeightRef[], state: "listed" | "ignored") =>
+    refs.map((ref): [string, Found] => [keyOf(ref), { state }]);
+  return new Map<string, Found>([
+    ...named(ignored, "ignored"),
+    ...named(listed, "listed"),
+    ...warnings.map((weight): [string, Found] => [
+      keyOf(weight.ref),
+      { state: "perhaps", known: weight.known, refused: weight.refused },
+    ]),
+    ...missing.map(({ ref, state, file, known, refused }): [string, Found] => [
+      keyOf(ref),
+      { state, file, known, refused },
+    ]),
+    ...present.map(({ ref, file, sizeBytes }): [string, Found] => [
+      keyOf(ref),
+      { state: "present", file, sizeBytes },
+    ]),
+  ]);
 }
 
 function nodeText(ref: WeightRef): string[] {

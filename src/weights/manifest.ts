@@ -168,6 +168,7 @@ export class Manifest {
   readonly isAdditive: boolean;
   #byName: ReadonlyMap<string, readonly ManifestWeight[]> | undefined;
   #byPath: ReadonlyMap<string, ManifestWeight> | undefined;
+  #hosts: ReadonlySet<string> | undefined;
 
   private constructor(document: ManifestDocument, isAdditive = false) {
     this.weights = document.weights;
@@ -299,6 +300,11 @@ export class Manifest {
 
   /** Hosts of every source: what a request's own addresses may name too. */
   hosts(): ReadonlySet<string> {
+    this.#hosts ??= this.#readHosts();
+    return this.#hosts;
+  }
+
+  #readHosts(): ReadonlySet<string> {
     const hosts = new Set<string>();
     for (const url of this.weights.flatMap((row) => [...row.urls, ...(row.mirrors ?? [])])) {
       const host = /^https?:\/\/([^/:?#]+)/i.exec(url)?.[1];

@@ -43,34 +43,51 @@ function whyNear(wanted: Name, other: Name): NearMatch["why"] | undefined {
   return undefined;
 }
 
+/** Two rows of the table, used again by every comparison: a report of many weights makes thousands of them. */
+let above = new Uint16Array(256);
+let below = new Uint16Array(256);
+
 /** Levenshtein distance, given up beyond `limit`. */
 export function editDistance(a: string, b: string, limit: number): number {
   if (Math.abs(a.length - b.length) > limit) {
     return limit + 1;
   }
-  let row = Array.from({ length: b.length + 1 }, (_, index) => index);
+  if (above.length <= b.length) {
+    above = new Uint16Array(b.length * 2);
+    below = new Uint16Array(b.length * 2);
+  }
+  for (let j = 0; j <= b.length; j += 1) {
+    above[j] = j;
+  }
   for (let i = 1; i <= a.length; i += 1) {
-    const next = [i];
+    const letter = a.charCodeAt(i - 1);
+    let last = i;
+    let least = i;
+    below[0] = i;
     for (let j = 1; j <= b.length; j += 1) {
-      const change = (row[j - 1] ?? 0) + Number(a[i - 1] !== b[j - 1]);
-      next.push(Math.min(change, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
+      const change = (above[j - 1] ?? 0) + (letter === b.charCodeAt(j - 1) ? 0 : 1);
+      last = Math.min(change, (above[j] ?? 0) + 1, last + 1);
+      below[j] = last;
+      least = Math.min(least, last);
     }
-    if (Math.min(...next) > limit) {
+    if (least > limit) {
       return limit + 1;
     }
-    row = next;
+    [above, below] = [below, above];
   }
-  return row[b.length] ?? limit + 1;
+  return above[b.length] ?? limit + 1;
 }
 
 function misspelt(wanted: Name, names: readonly Name[]): Name[] {
   const limit = Math.min(MAX_EDITS, Math.max(1, Math.floor(wanted.stem.length * EDIT_SHARE)));
-  return names
-    .slice(0, MAX_COMPARED)
-    .map((name) => ({ name, edits: editDistance(wanted.stem, name.stem, limit) }))
-    .filter(({ edits }) => edits <= limit)
-    .sort((a, b) => a.edits - b.edits)
-    .map(({ name }) => name);
+  const found: { name: Name; edits: number }[] = [];
+  for (const name of names.slice(0, MAX_COMPARED)) {
+    const edits = editDistance(wanted.stem, name.stem, limit);
+    if (edits <= limit) {
+      found.push({ name, edits });
+    }
+  }
+  return found.sort((a, b) => a.edits - b.edits).map(({ name }) => name);
 }
 
 const ORDER: readonly NearMatch["why"][] = ["separator", "case", "extension", "subfolder"];

@@ -31,8 +31,15 @@ export function* walkInputs(graph: Graph, only?: ReadonlySet<string>): Generator
   }
 }
 
+/** Nodes never change, and every look at a workflow asks for their sources: each is read once. */
+const knownSources = new WeakMap<GraphNode, readonly string[]>();
+
 /** Ids that a node reads from, each once, in the order of its inputs. */
-export function sourcesOf(node: GraphNode): string[] {
+export function sourcesOf(node: GraphNode): readonly string[] {
+  const known = knownSources.get(node);
+  if (known !== undefined) {
+    return known;
+  }
   const ids = new Set<string>();
   for (const value of Object.values(node.inputs)) {
     const link = linkOf(value);
@@ -40,7 +47,9 @@ export function sourcesOf(node: GraphNode): string[] {
       ids.add(link.nodeId);
     }
   }
-  return [...ids];
+  const sources = [...ids];
+  knownSources.set(node, sources);
+  return sources;
 }
 
 /**
@@ -53,7 +62,12 @@ export function reachableNodes(
   isOutput: (classType: string) => boolean | undefined,
 ): ReadonlySet<string> {
   const ids = Object.keys(graph);
-  const read = new Set(ids.flatMap((id) => sourcesOf(graph[id] ?? NO_NODE)));
+  const read = new Set<string>();
+  for (const id of ids) {
+    for (const source of sourcesOf(nodeOf(graph, id) ?? NO_NODE)) {
+      read.add(source);
+    }
+  }
   const waiting = ids.filter((id) => {
     const node = nodeOf(graph, id) ?? NO_NODE;
     return isOutput(node.class_type) ?? !read.has(id);
@@ -94,7 +108,7 @@ export function findCycle(graph: Graph): string[] | undefined {
     const path: { id: string; sources: string[] }[] = [];
     const enter = (id: string) => {
       onPath.add(id);
-      path.push({ id, sources: sourcesOf(nodeOf(graph, id) ?? NO_NODE) });
+      path.push({ id, sources: [...sourcesOf(nodeOf(graph, id) ?? NO_NODE)] });
     };
     if (!done.has(root)) {
       enter(root);
