@@ -19,6 +19,7 @@ import { LogRing } from "./log-ring.ts";
 export interface ProcessTimes {
   /** How long it may take to answer while it lives. */
   readonly startTimeoutMs: number;
+  /** The longest pause between two looks; the first ones follow quickly, for engines that boot in a blink. */
   readonly probeIntervalMs: number;
   /** After SIGINT, and again after SIGTERM. */
   readonly stopGraceMs: number;
@@ -27,9 +28,11 @@ export interface ProcessTimes {
 /** Half an hour: dozens of node packs have been seen to take nine minutes (comfyui.md §9). */
 export const DEFAULT_PROCESS_TIMES: ProcessTimes = {
   startTimeoutMs: 30 * 60_000,
-  probeIntervalMs: 100,
+  probeIntervalMs: 200,
   stopGraceMs: 5000,
 };
+
+const FIRST_PROBE_PAUSE_MS = 8;
 
 export interface ProcessOptions {
   readonly installation: Installation;
@@ -172,7 +175,7 @@ export class EngineProcess {
       return how;
     });
     const either = signal === undefined ? death.signal : AbortSignal.any([signal, death.signal]);
-    while (!(await this.#answers(either))) {
+    for (let pauseMs = FIRST_PROBE_PAUSE_MS; !(await this.#answers(either)); pauseMs *= 1.3) {
       if (death.signal.aborted) {
         const how = await exit;
         throw cannotStart(this.#installation, how.reason, this.lastLog());
@@ -188,7 +191,8 @@ export class EngineProcess {
           { hint: "Raise COMFYUI_START_TIMEOUT (seconds), or look into its log." },
         );
       }
-      await sleep(this.#times.probeIntervalMs, either).catch(() => undefined);
+      const next = Math.min(pauseMs, this.#times.probeIntervalMs);
+      await sleep(next, either).catch(() => undefined);
     }
   }
 
