@@ -18,7 +18,7 @@ import { InputShelf } from "./src/media/shelf.ts";
 import { readWorkflowSource } from "./src/media/workflow-source.ts";
 import type { Config } from "./src/platform/env.ts";
 import { readConfig } from "./src/platform/env.ts";
-import { EngineError } from "./src/platform/errors.ts";
+import { CanceledError, EngineError } from "./src/platform/errors.ts";
 import { AddressGuard } from "./src/platform/guard.ts";
 import { HttpClient } from "./src/platform/http.ts";
 import type { JsonObject } from "./src/platform/json.ts";
@@ -27,7 +27,7 @@ import { silentLogger } from "./src/platform/log.ts";
 import { formatSize } from "./src/platform/size.ts";
 import type { Tokens } from "./src/weights/credentials.ts";
 import { extractWeights, weightNames } from "./src/weights/extract.ts";
-import type { InstallProgress, Trust } from "./src/weights/plan-types.ts";
+import type { InstallJob, InstallProgress, Trust } from "./src/weights/plan-types.ts";
 import { decideDownload } from "./src/weights/policy.ts";
 import type { Validation, WeightRef } from "./src/weights/refs.ts";
 import { weightsMissing } from "./src/weights/report.ts";
@@ -60,6 +60,8 @@ export interface WeightsRequest {
   readonly signal?: AbortSignal | undefined;
   readonly log?: Logger | undefined;
   readonly onProgress?: ((progress: InstallProgress) => void) | undefined;
+  /** Told which files the run needs, before they are looked at for the last time. */
+  readonly hold?: ((files: readonly string[]) => void) | undefined;
 }
 
 /** What one run needs beside its workflow. */
@@ -243,7 +245,8 @@ export class ComfyUI implements AsyncDisposable {
       );
       return workflow;
     }
-    const checked = this.timedCheck(workflow);
+    const first = this.timedCheck(workflow);
+    const checked = (await this.arriving(workflow, first.validation, request)) ?? first;
     const obstacles = await this.obstaclesNow(workflow, request.signal);
     const isMissing = checked.validation.missing.length > 0;
     if (!isMissing && obstacles.some(({ blocks }) => blocks)) {
@@ -252,6 +255,13 @@ export class ComfyUI implements AsyncDisposable {
     const { validation, tookMs } = isMissing
       ? await this.fetchMissing(workflow, checked.validation, { ...request, obstacles })
       : checked;
+    if (request.hold !== undefined) {
+      request.hold(validation.present.map(({ file }) => file));
+      // Between the look and the hold another process may have evicted one; from now on none can.
+      if (this.weights.store !== undefined && this.check_weights(workflow).missing.length > 0) {
+        return await this.handle_weights(workflow, request);
+      }
+    }
     this.tell(validation, tookMs, log);
     for (const obstacle of obstacles) {
       log.warn(`${obstacleLine(obstacle)}; going on`);
@@ -407,6 +417,41 @@ export class ComfyUI implements AsyncDisposable {
     return { validation, tookMs: performance.now() - started };
   }
 
+  /** Waits for exactly those preloaded weights that the workflow needs and that are not there yet. */
+  private async arriving(
+    workflow: Workflow,
+    { missing }: Validation,
+    request: WeightsRequest,
+  ): Promise<TimedCheck | undefined> {
+    const { arrivals } = this.weights;
+    const wanted = (): InstallJob[] =>
+      arrivals.outstanding(
+        missing.flatMap((one) => {
+          const found = this.weights.resolve(one, "operator");
+          return found.kind === "jobs" ? found.jobs : [];
+        }),
+      );
+    if (missing.length === 0 || (wanted().length === 0 && !arrivals.hasSteps)) {
+      return undefined;
+    }
+    const log = request.log ?? this.#log;
+    if (this.config.WEIGHTS_POLICY === "fail") {
+      // Requests don't wait here; the weight comes all the same, for the next one.
+      void arrivals.bring(wanted()).catch(() => undefined);
+      return undefined;
+    }
+    if (wanted().length < missing.length && arrivals.hasSteps) {
+      log.info("Waiting for the operator's own weights, which are on their way");
+      await untilAborted(arrivals.settled(), request.signal);
+    }
+    const jobs = wanted();
+    if (jobs.length > 0) {
+      log.info(`Waiting for ${jobs.map(({ name }) => name).join(", ")}`);
+      await arrivals.bring(jobs, { signal: request.signal, onProgress: request.onProgress });
+    }
+    return this.timedCheck(workflow);
+  }
+
   private async fetchMissing(
     workflow: Workflow,
     validation: Validation,
@@ -479,6 +524,18 @@ export class ComfyUI implements AsyncDisposable {
     this.requireEngine();
     this.#shelf ??= new InputShelf(this.requireEngine());
     return this.#shelf;
+  }
+}
+
+async function untilAborted(work: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
+  signal?.throwIfAborted();
+  const { promise, reject } = Promise.withResolvers<never>();
+  const cancel = (): void => reject(new CanceledError());
+  signal?.addEventListener("abort", cancel, { once: true });
+  try {
+    await Promise.race([work, promise]);
+  } finally {
+    signal?.removeEventListener("abort", cancel);
   }
 }
 

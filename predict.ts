@@ -195,15 +195,20 @@ export class Predictor implements AsyncDisposable {
 
   /** The weights part of setup, in the guide's order: user weights, base kit, workflows. */
   async preload(weights?: string, context: RunContext = {}): Promise<void> {
+    const { config } = this;
+    const userWeights = weights ?? config.COG_WEIGHTS;
     await this.weights.load_manifest(context.signal);
-    await this.handle_user_weights(weights ?? this.config.COG_WEIGHTS, context);
-    for (const kit of this.config.BASE_MODEL_KIT) {
-      await this.preload_base_kit(kit, context);
+    this.weights.pin_lock();
+    if (config.PRELOAD_MODE === "background" && userWeights !== undefined) {
+      // What the archives hold, kits included, is known only when they are unpacked.
+      this.weights.arrivals.step("Preloading", async (signal) => {
+        await this.handle_user_weights(userWeights, { signal });
+        await this.preloadKnown({ signal });
+      });
+      return;
     }
-    const { PRELOAD_WORKFLOW: workflows, WORKFLOW: served } = this.config;
-    for (const workflow of served === undefined ? workflows : [served, ...workflows]) {
-      await this.preload_workflow_weights(workflow, context);
-    }
+    await this.handle_user_weights(userWeights, context);
+    await this.preloadKnown(context);
   }
 
   /** Runs one workflow. @returns absolute paths of the output files, in node and batch order */
@@ -214,9 +219,11 @@ export class Predictor implements AsyncDisposable {
     const run = { signal: context.signal, log: teeLogger(this.#log, context.log) };
     const asked = await this.understand(input, run);
     const { wanted } = asked;
+    using held = this.weights.holds("prediction");
     const checked = await this.comfyui.handle_weights(asked.workflow, {
       ...weightsRequest(wanted),
       ...run,
+      hold: held.add,
       onProgress: (progress) => context.progress?.(downloadState(progress)),
     });
     const workflow = this.setSeeds(checked, asked, run.log);
@@ -289,6 +296,9 @@ export class Predictor implements AsyncDisposable {
     const missing = sources.flatMap((source) => (source.kind === "jobs" ? source.jobs : []));
     // What is there is held against the lock file too; nothing is asked of any source for it.
     const jobs = [...missing, ...this.weights.locked_jobs(validation.present)];
+    for (const { file } of validation.present) {
+      this.weights.pin([file], "preloaded");
+    }
     const name = typeof workflowJson === "string" ? workflowJson : "workflow";
     await this.install(`Preloading ${name.length > 200 ? "workflow" : name}`, jobs, context);
   }
@@ -393,17 +403,40 @@ export class Predictor implements AsyncDisposable {
     return seeded;
   }
 
+  /** Kits and workflows: waited for, on their way, or only noted, as `PRELOAD_MODE` says. */
+  private async preloadKnown(context: RunContext): Promise<void> {
+    for (const kit of this.config.BASE_MODEL_KIT) {
+      await this.preload_base_kit(kit, context);
+    }
+    const { PRELOAD_WORKFLOW: workflows, WORKFLOW: served, PRELOAD_MODE: mode } = this.config;
+    for (const workflow of served === undefined ? workflows : [served, ...workflows]) {
+      await this.preload_workflow_weights(workflow, context);
+    }
+    if (mode === "background") {
+      this.weights.arrivals.start();
+    }
+  }
+
   private async install(
     title: string,
     jobs: readonly InstallJob[],
     context: RunContext,
   ): Promise<void> {
     const log = teeLogger(this.#log, context.log);
+    const { arrivals } = this.weights;
+    if (this.config.PRELOAD_MODE !== "wait") {
+      arrivals.expect(jobs);
+      const count = arrivals.outstanding(jobs).length;
+      const when = this.config.PRELOAD_MODE === "lazy" ? "at their first use" : "in the background";
+      log.info(`${title}: ${jobs.length - count} there, ${count} arrive ${when}`);
+      return;
+    }
     const plan = await planInstall(jobs, { roots: this.config.modelsDirs });
     log.info(
       `${title}: ${plan.jobs.length === 0 ? "everything is there" : `\n${describePlan(plan)}`}`,
     );
     const installed = await this.weights.install(jobs, { signal: context.signal });
+    arrivals.arrived(jobs, installed);
     const fetched = installed.filter((weight) => weight.fetched).length;
     log.info(`${title}: ${fetched} fetched and verified, ${installed.length - fetched} were there`);
   }

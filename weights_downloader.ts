@@ -9,13 +9,15 @@ import { completeHubCache } from "./src/models/hub-cache.ts";
 import type { Config } from "./src/platform/env.ts";
 import { fromProject, PROJECT_ROOT, readConfig } from "./src/platform/env.ts";
 import { messageOf, WeightError } from "./src/platform/errors.ts";
+import { isInside } from "./src/platform/files.ts";
 import { AddressGuard } from "./src/platform/guard.ts";
 import { HttpClient } from "./src/platform/http.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger } from "./src/platform/log.ts";
 import { redactUrl } from "./src/platform/redact.ts";
+import { Arrivals } from "./src/weights/arrivals.ts";
 import type { Surroundings } from "./src/weights/bring.ts";
-import { bringWeights } from "./src/weights/bring.ts";
+import { bringWeights, removeWeight } from "./src/weights/bring.ts";
 import { Credentials } from "./src/weights/credentials.ts";
 import { DigestBook } from "./src/weights/digests.ts";
 import type { InstallOptions } from "./src/weights/install.ts";
@@ -33,6 +35,7 @@ import type { Resolution, ResolveOptions } from "./src/weights/resolve.ts";
 import { kitJobs, namedRef, resolveWeight } from "./src/weights/resolve.ts";
 import { WeightStore } from "./src/weights/store.ts";
 import { LocalCopies } from "./src/weights/store-stage.ts";
+import { Tasks } from "./src/weights/tasks.ts";
 import type { UserWeights } from "./src/weights/user-weights.ts";
 import { installUserWeights } from "./src/weights/user-weights.ts";
 import { validateWeights } from "./src/weights/validate.ts";
@@ -53,6 +56,10 @@ export class WeightsDownloader implements AsyncDisposable {
   readonly #http: HttpClient;
   readonly digests: DigestBook;
   readonly pins = new Pins();
+  /** Pulls and verifications that were asked for over HTTP. */
+  readonly tasks = new Tasks();
+  /** The preloaded set, and what of it is there. */
+  readonly arrivals: Arrivals;
   readonly #usedAt = new Map<string, Date>();
   #lock: LockFile | undefined;
   #store: WeightStore | undefined;
@@ -68,6 +75,12 @@ export class WeightsDownloader implements AsyncDisposable {
     this.#folders = ModelFolders.fromDirs(folderSources(this.config));
     this.digests = new DigestBook(this.config.modelsDirs);
     this.#installer = this.makeInstaller();
+    this.arrivals = new Arrivals({
+      install: (jobs, more) => this.install(jobs, more),
+      // For as long as this process lives.
+      onPresent: (file) => void this.pin([file], "preloaded"),
+      log: this.#log,
+    });
   }
 
   /** The lock file, where there is one. @throws WeightError MANIFEST_INVALID */
@@ -100,6 +113,45 @@ export class WeightsDownloader implements AsyncDisposable {
       [Symbol.dispose]: () => {
         pins[Symbol.dispose]();
         stored?.[Symbol.dispose]();
+      },
+    };
+  }
+
+  /**
+   * Takes a weight out of the models folder; what of it is in the shared store goes too, unless others need it.
+   * @throws WeightError NOT_FOUND, CONFLICT saying who needs it, DOWNLOAD_REFUSED outside of the models folders
+   */
+  remove(category: string, name: string): { readonly file: string; readonly freed: boolean } {
+    const file = this.#folders.locate(category, name);
+    if (file === undefined) {
+      throw new WeightError("NOT_FOUND", `There is no ${category}/${name}`);
+    }
+    const pins = this.pins.reasons(file);
+    if (pins.length > 0) {
+      throw new WeightError("CONFLICT", `${category}/${name} is needed: ${pins.join(", ")}`, {
+        hint: "Wait until it is not, or take it out of what is preloaded.",
+        details: { pins },
+      });
+    }
+    const roots = this.config.modelsDirs;
+    if (!roots.some((root) => isInside(root, file))) {
+      throw new WeightError("CONFLICT", `${file} lies outside of the models folders`);
+    }
+    return {
+      file,
+      freed: removeWeight(file, { modelsRoots: roots, digests: this.digests, store: this.store }),
+    };
+  }
+
+  /** Files to hold for a while, added as they become known; all are let go together. */
+  holds(reason: string): Disposable & { readonly add: (files: readonly string[]) => void } {
+    const held: Disposable[] = [];
+    return {
+      add: (files) => held.push(this.pin(files, reason)),
+      [Symbol.dispose]: () => {
+        for (const hold of held.splice(0)) {
+          hold[Symbol.dispose]();
+        }
       },
     };
   }
@@ -287,6 +339,7 @@ export class WeightsDownloader implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.arrivals[Symbol.asyncDispose](), this.tasks[Symbol.asyncDispose]()]);
     await Promise.all([this.#installer.close(), this.#http.close()]);
     this.#store?.[Symbol.dispose]();
   }

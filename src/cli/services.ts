@@ -7,15 +7,19 @@ import type { CogModel } from "../cog/predictor.ts";
 import type { ModelFolders } from "../models/folders.ts";
 import type { Config } from "../platform/env.ts";
 import type { Logger } from "../platform/log.ts";
+import type { Arrivals } from "../weights/arrivals.ts";
+import type { DigestBook } from "../weights/digests.ts";
 import type { InstallOptions } from "../weights/install.ts";
 import type { LockFile, LockRow } from "../weights/lock.ts";
 import type { OutdatedRow } from "../weights/lock-make.ts";
 import type { Manifest } from "../weights/manifest.ts";
+import type { Pins } from "../weights/pins.ts";
 import type { InstallPlan } from "../weights/plan.ts";
 import type { InstalledWeight, InstallJob, Trust } from "../weights/plan-types.ts";
 import type { MissingWeight, Validation, WeightRef } from "../weights/refs.ts";
 import type { Resolution } from "../weights/resolve.ts";
 import type { WeightStore } from "../weights/store.ts";
+import type { Tasks } from "../weights/tasks.ts";
 import type { NodeDefinitions } from "../workflow/definitions.ts";
 import type { Workflow } from "../workflow/graph.ts";
 import type { Obstacle } from "../workflow/obstacles.ts";
@@ -33,6 +37,13 @@ export interface WeightsPort {
   jobs_for(wanted: MissingWeight | WeightRef | string, trust: Trust): readonly InstallJob[];
   /** The shared store, where one is configured. */
   readonly store: WeightStore | undefined;
+  readonly lock: LockFile | undefined;
+  readonly digests: DigestBook;
+  readonly arrivals: Arrivals;
+  readonly pins: Pins;
+  readonly tasks: Tasks;
+  used_at(file: string): Date | undefined;
+  remove(category: string, name: string): { readonly file: string; readonly freed: boolean };
   pin_lock(): void;
   use_lock(lock: LockFile): void;
   lock_rows(

@@ -30,7 +30,10 @@ export function fromCaller(word: string): string {
 }
 
 /** Reads a workflow that the person at the command line names. */
-export async function readWorkflow(word: string, services: CliServices): Promise<Workflow> {
+export async function readWorkflow(
+  word: string,
+  services: Pick<CliServices, "predictor" | "signal">,
+): Promise<Workflow> {
   const { comfyui } = services.predictor();
   return await comfyui.load_workflow(fromCaller(word), {
     trust: "operator",
@@ -53,7 +56,16 @@ export async function jobsFor(
   words: readonly string[],
   services: CliServices,
 ): Promise<InstallJob[]> {
-  const { weights, comfyui } = await readyWeights(services);
+  await readyWeights(services);
+  return await targetJobs(words, services);
+}
+
+/** Like {@link jobsFor}, where the manifest is loaded already. */
+export async function targetJobs(
+  words: readonly string[],
+  services: Pick<CliServices, "predictor" | "signal">,
+): Promise<InstallJob[]> {
+  const { weights, comfyui } = services.predictor();
   const jobs: InstallJob[] = [];
   for (const word of words) {
     if (looksLikeWorkflow(word)) {
@@ -91,7 +103,10 @@ export async function allJobsFor(
   return [...new Map(jobs.map((job) => [jobKey(job), job])).values()];
 }
 
-function missingJobs(validation: Validation, services: CliServices): InstallJob[] {
+function missingJobs(
+  validation: Validation,
+  services: Pick<CliServices, "predictor">,
+): InstallJob[] {
   const { weights } = services.predictor();
   const resolutions = validation.missing.map((missing) => weights.resolve(missing, "operator"));
   if (resolutions.some(({ kind }) => kind !== "jobs")) {

@@ -1,23 +1,11 @@
 /** `weights verify`: reads every byte of the weights that a SHA-256 is known for, and looks into the others. */
-
-import { messageOf } from "../platform/errors.ts";
 import { stringifyJson } from "../platform/json.ts";
-import { verifyFile } from "../weights/verify.ts";
+import type { VerifiedPresent } from "../weights/verify-present.ts";
+import { verifyPresent } from "../weights/verify-present.ts";
 import type { Command } from "./command.ts";
 import { EXIT } from "./command.ts";
-import type { CliServices, WeightsPort } from "./services.ts";
+import type { CliServices } from "./services.ts";
 import { readyWeights } from "./targets.ts";
-
-interface Checked {
-  readonly category: string;
-  readonly name: string;
-  readonly file: string;
-  /** `sha256`: every byte compared; `format`: no hash is known, size and header were looked at. */
-  readonly by: "sha256" | "format";
-  readonly problem: string | null;
-}
-
-const NO_WEIGHTS = new Set(["custom_nodes", "configs", "datasets"]);
 
 export const verifyWeights: Command<CliServices> = {
   name: "weights verify",
@@ -26,14 +14,11 @@ export const verifyWeights: Command<CliServices> = {
   words: [0, Number.POSITIVE_INFINITY],
   run: async ({ words, json }, services, terminal) => {
     const { weights } = await readyWeights(services);
-    const results: Checked[] = [];
-    for (const { category, name, file } of chosen(weights, words)) {
-      const result = await check(weights, { category, name, file }, services.signal);
+    const results: VerifiedPresent[] = [];
+    for await (const result of verifyPresent(weights, words, services.signal)) {
       results.push(result);
       if (!json) {
-        terminal.out(
-          `${result.problem === null ? "ok     " : "BROKEN "} ${category}/${name}${result.problem === null ? ` (${result.by === "sha256" ? "SHA-256" : "format only, no SHA-256 is known"})` : `: ${result.problem}`}\n`,
-        );
+        terminal.out(`${lineOf(result)}\n`);
       }
     }
     if (json) {
@@ -47,39 +32,9 @@ export const verifyWeights: Command<CliServices> = {
   },
 };
 
-function chosen(
-  { folders }: WeightsPort,
-  words: readonly string[],
-): { category: string; name: string; file: string }[] {
-  return folders
-    .categories()
-    .filter((category) => !NO_WEIGHTS.has(category))
-    .flatMap((category) =>
-      folders.list(category).flatMap((name) => {
-        const file = folders.locate(category, name);
-        const isWanted =
-          words.length === 0 || words.includes(`${category}/${name}`) || words.includes(name);
-        return file === undefined || !isWanted ? [] : [{ category, name, file }];
-      }),
-    );
-}
-
-async function check(
-  { manifest }: WeightsPort,
-  weight: { readonly category: string; readonly name: string; readonly file: string },
-  signal: AbortSignal,
-): Promise<Checked> {
-  const row = manifest.find(weight.name, weight.category)[0];
-  const by = row?.sha256 === undefined ? "format" : "sha256";
-  try {
-    await verifyFile(
-      weight.file,
-      { name: weight.name, sizeBytes: row?.size, sha256: row?.sha256 },
-      signal,
-    );
-    return { ...weight, by, problem: null };
-  } catch (error) {
-    signal.throwIfAborted();
-    return { ...weight, by, problem: messageOf(error) };
-  }
+function lineOf({ category, name, by, problem }: VerifiedPresent): string {
+  const how = by === "sha256" ? "SHA-256" : "format only, no SHA-256 is known";
+  return problem === null
+    ? `ok      ${category}/${name} (${how})`
+    : `BROKEN  ${category}/${name}: ${problem}`;
 }

@@ -43,6 +43,8 @@ export interface AppOptions {
   readonly tokens?: readonly string[] | undefined;
   /** Paths that need no token: what probes ask. */
   readonly openPaths?: readonly string[] | undefined;
+  /** True for requests to further routes that ask for a token of another kind themselves. */
+  readonly guardsItself?: ((method: string, path: string) => boolean) | undefined;
   /** Further routes, asked before Cog's own. */
   readonly routes?: readonly Hono<AppEnv>[] | undefined;
   readonly streams?: EventStreamOptions | undefined;
@@ -146,7 +148,7 @@ function guard(app: Hono<AppEnv>, options: AppOptions): void {
   const check = new BearerCheck(options.tokens);
   const open = new Set(options.openPaths ?? DEFAULT_OPEN_PATHS);
   app.use("*", async (c, next) => {
-    if (!open.has(c.req.path)) {
+    if (!open.has(c.req.path) && options.guardsItself?.(c.req.method, c.req.path) !== true) {
       check.require(c.req.header("authorization") ?? null);
     }
     await next();

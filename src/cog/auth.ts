@@ -9,8 +9,11 @@ function digest(text: string): Buffer {
 /** Checks `Authorization` values against a list, in a time that does not depend on which or how much matches. */
 export class BearerCheck {
   readonly #digests: readonly Buffer[];
+  readonly #variable: string;
 
-  constructor(tokens: readonly string[]) {
+  /** `variable`: where the operator lists them, for the hint. */
+  constructor(tokens: readonly string[], variable = "API_TOKEN") {
+    this.#variable = variable;
     this.#digests = tokens.map(digest);
   }
 
@@ -24,7 +27,7 @@ export class BearerCheck {
     }
     if (!isKnown) {
       throw new AppError("UNAUTHORIZED", "This server needs a bearer token", {
-        hint: "Send the header `Authorization: Bearer <token>` with one of the operator's API_TOKENs.",
+        hint: `Send the header "Authorization: Bearer <token>" with one of the operator's ${this.#variable}s.`,
       });
     }
   }

@@ -67,6 +67,8 @@ export interface ServeOptions {
   readonly routes?: ((service: Service) => readonly Hono<AppEnv>[]) | undefined;
   /** Paths that need no API_TOKEN; those of the probes unless given. */
   readonly openPaths?: readonly string[] | undefined;
+  /** True for requests to further routes that ask for a token of another kind themselves. */
+  readonly guardsItself?: ((method: string, path: string) => boolean) | undefined;
   /** For file inputs; made from the configuration unless given. */
   readonly clientHttp?: HttpClient | undefined;
   readonly maxFileBytes?: number | undefined;
@@ -283,6 +285,7 @@ function listen(
     service,
     logger,
     shutdown: hooks.shutdown,
+    guardsItself: options.guardsItself,
     tokens: config.API_TOKEN,
     openPaths: options.openPaths,
     routes: options.routes?.(service),

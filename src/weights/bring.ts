@@ -3,9 +3,10 @@
  * pins is that version and no other, and what was brought is remembered with its digest.
  */
 
+import { rmSync } from "node:fs";
 import type { ModelFolders } from "../models/folders.ts";
 import { inspect } from "../models/header.ts";
-import { entryAt } from "../platform/files.ts";
+import { entryAt, fileError } from "../platform/files.ts";
 import type { DigestBook } from "./digests.ts";
 import type { Installer, InstallOptions } from "./install.ts";
 import type { LockFile, LockRow } from "./lock.ts";
@@ -14,7 +15,7 @@ import { driftOf, makeWayForLocked, settleAside } from "./lock-enforce.ts";
 import { partialRootFor } from "./placing.ts";
 import { jobKey, presentFile } from "./plan.ts";
 import type { InstalledWeight, InstallJob } from "./plan-types.ts";
-import { isOurs } from "./records.ts";
+import { forget, isOurs } from "./records.ts";
 import type { WeightStore } from "./store.ts";
 
 export interface Surroundings {
@@ -80,6 +81,24 @@ async function whatIsThere(
   return await fromStore(job, around, options);
 }
 
+/** Removes a weight that we installed or that somebody put there. True when its bytes are gone too. */
+export function removeWeight(
+  file: string,
+  around: Pick<Surroundings, "modelsRoots" | "digests" | "store">,
+): boolean {
+  const sha256 = around.digests.known(file);
+  const { store } = around;
+  const freed =
+    sha256 !== undefined && store?.isStored(file, sha256) ? store.remove(file, sha256) : true;
+  try {
+    rmSync(file, { force: true });
+  } catch (error) {
+    throw fileError(error, file, "remove");
+  }
+  forget(partialRootFor(file, around.modelsRoots), file);
+  return freed;
+}
+
 /** What the store holds needs no source to be asked, not even whether it is still there. */
 async function fromStore(
   job: InstallJob,
@@ -99,7 +118,10 @@ async function fromStore(
     : undefined;
 }
 
-function isStored(file: string, { store, digests }: Surroundings): boolean {
+function isStored(
+  file: string,
+  { store, digests }: Pick<Surroundings, "store" | "digests">,
+): boolean {
   return store?.isStored(file, digests.known(file)) === true;
 }
 
