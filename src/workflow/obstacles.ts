@@ -134,14 +134,21 @@ function classObstacles(
   options: ObstacleOptions,
 ): Obstacle[] {
   const byClass = Map.groupBy(Object.entries(workflow.graph), ([, node]) => node.class_type);
+  let compared = 0;
   return [...byClass].flatMap(([classType, uses]) => {
     const definition = definitions.get(classType);
     if (definition === undefined) {
-      return [missingClass({ classType, uses, workflow, definitions, engine: options.engine })];
+      compared += 1;
+      const isCompared = compared <= MAX_COMPARED_CLASSES;
+      const { engine } = options;
+      return [missingClass({ classType, uses, workflow, definitions, engine, isCompared })];
     }
     return definition.isApiNode ? [partnerNode(classType, uses, definitions)] : [];
   });
 }
+
+/** A class is compared with every one there is; where so many are missing, none of them is a slip of the keyboard. */
+const MAX_COMPARED_CLASSES = 20;
 
 interface MissingClass {
   readonly classType: string;
@@ -149,6 +156,8 @@ interface MissingClass {
   readonly workflow: Workflow;
   readonly definitions: NodeDefinitions;
   readonly engine: EngineFacts | undefined;
+  /** Near names are looked for. */
+  readonly isCompared: boolean;
 }
 
 const GET_COMFYUI =
@@ -188,7 +197,7 @@ function missingClass(missing: MissingClass): Obstacle {
 }
 
 function packMissing(
-  { classType, workflow, definitions, engine }: MissingClass,
+  { classType, workflow, definitions, engine, isCompared }: MissingClass,
   base: Pick<Obstacle, "classType" | "type" | "blocks" | "nodes">,
 ): Obstacle {
   const pack = packOfClass(classType, own(workflow.packs ?? {}, classType));
@@ -208,7 +217,10 @@ function packMissing(
   const row = pack === undefined ? undefined : customNodesRow(pack);
   const from = pack === undefined ? "" : ` of the node pack ${pack.name}`;
   const isAsked = definitions.source === "engine";
-  const near = pack === undefined ? didYouMean(nearNames(classType, definitions.classes(), 1)) : "";
+  const near =
+    pack === undefined && isCompared
+      ? didYouMean(nearNames(classType, definitions.classes(), 1))
+      : "";
   return {
     ...base,
     ...facts,
@@ -284,19 +296,25 @@ function usesOf(uses: Uses): Obstacle["nodes"] {
 const LABEL_WIDTH = 9;
 /** Further nodes of one class are counted. */
 const NAMED_NODES = 8;
+/** Further obstacles are counted; all of them are in the data. */
+const MAX_BLOCKS = 100;
 
 /** One block of lines for every obstacle, the fix first. */
 export function obstacleBlocks(obstacles: readonly Obstacle[]): string[] {
   const line = (label: string, text: string) => `  ${label.padEnd(LABEL_WIDTH)} ${text}`;
-  return obstacles.map(({ message, fix, nodes, pack, log }) =>
-    [
-      message,
-      line("fix", fix),
-      ...nodesLines(nodes).map((text) => line("node", text)),
-      ...(pack === undefined ? [] : [line("pack", packLine(pack))]),
-      ...(log === undefined ? [] : log.split("\n").map((text) => line("log", text))),
-    ].join("\n"),
-  );
+  const blocks = obstacles
+    .slice(0, MAX_BLOCKS)
+    .map(({ message, fix, nodes, pack, log }) =>
+      [
+        message,
+        line("fix", fix),
+        ...nodesLines(nodes).map((text) => line("node", text)),
+        ...(pack === undefined ? [] : [line("pack", packLine(pack))]),
+        ...(log === undefined ? [] : log.split("\n").map((text) => line("log", text))),
+      ].join("\n"),
+    );
+  const rest = obstacles.length - blocks.length;
+  return rest > 0 ? [...blocks, `and ${rest} more`] : blocks;
 }
 
 function nodesLines(nodes: Obstacle["nodes"]): string[] {

@@ -47,11 +47,16 @@ export function preflight(graph: Graph, definitions: NodeDefinitions): Preflight
   return [...missingClasses(graph, definitions), ...refusedInputs(graph, definitions)];
 }
 
+/** Each is compared with every class there is: beyond these the list itself says enough. */
+const MAX_COMPARED_NODES = 20;
+
 function missingClasses(graph: Graph, definitions: NodeDefinitions): PreflightProblem[] {
   return Object.entries(graph)
     .filter(([, node]) => !definitions.has(node.class_type))
-    .map(([id, node]) => {
-      const near = didYouMean(nearNames(node.class_type, definitions.classes(), 1));
+    .map(([id, node], index) => {
+      const isCompared = index < MAX_COMPARED_NODES;
+      const names = isCompared ? nearNames(node.class_type, definitions.classes(), 1) : [];
+      const near = didYouMean(names);
       const message = `the class '${clip(node.class_type)}' is not installed${near}`;
       return problemAt(id, node, { type: "missing_node_type", message, isCertain: true });
     });
