@@ -99,10 +99,10 @@ function models({ config }: CliServices): Finding[] {
 }
 
 async function preloaded(services: CliServices): Promise<string> {
-  const { BASE_MODEL_KIT: kits, PRELOAD_WORKFLOW: workflows } = services.config;
-  const wanted = [...kits, ...workflows];
+  const { BASE_MODEL_KIT: kits, PRELOAD_WORKFLOW: workflows, WORKFLOW: served } = services.config;
+  const wanted = [...kits, ...workflows, ...(served === undefined ? [] : [served])];
   if (wanted.length === 0) {
-    return "none configured (BASE_MODEL_KIT, PRELOAD_WORKFLOW)";
+    return "none configured (BASE_MODEL_KIT, PRELOAD_WORKFLOW, WORKFLOW)";
   }
   const jobs = await jobsFor(wanted, services);
   return `${wanted.join(", ")}: ${jobs.length} weight${jobs.length === 1 ? "" : "s"} with a source`;
