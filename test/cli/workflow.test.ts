@@ -229,7 +229,7 @@ describe("predict", () => {
       "output_format=png",
     ];
     const set = ["-i", 'overrides={"1.width": 9, "1.height": 10}', "--set", "EmptyImage.width=11"];
-    const wrong = await cli(dir, [...words, "--set", "1.widht=4"]);
+    const wrong = await cli(dir, [...words, "--set", "1.widht=4", "-o", dir.join("a.png")]);
     expect(wrong.err).toContain("1.widht: node '1' has no input 'widht' (did you mean 'width'?)");
     const { code } = await cli(dir, [...words, ...set, "-o", dir.join("a.png")]);
     expect(code).toBe(0);
@@ -248,7 +248,7 @@ describe("predict", () => {
       ["-i", "workflow_json={}"],
       ["--set", "2.width=3"],
     ]) {
-      expect((await cli(dir, [...words, ...more], env)).code).toBe(2);
+      expect((await cli(dir, [...words, ...more, "-o", dir.join("c.png")], env)).code).toBe(2);
     }
   });
 });
