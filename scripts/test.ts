@@ -41,7 +41,8 @@ async function run(command: readonly string[]): Promise<number> {
 function testCommand(): string[] {
   const report = ["--reporter=junit", `--reporter-outfile=${junit}`, "--only-failures", ...rest];
   if (!isLong) {
-    return [bun, "test", ...report];
+    // Tests wait on conditions; this is only how long a hung one may hold up a slow, busy machine.
+    return [bun, "test", "--timeout=60000", ...report];
   }
   const isChosen = rest.some((argument) => argument.endsWith(".long.test.ts"));
   // Containers have a tier of their own, which brings an engine first: `npm run test:container`.
