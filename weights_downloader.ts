@@ -95,6 +95,7 @@ export class WeightsDownloader implements AsyncDisposable {
     const { WEIGHTS_CACHE_DIR: dir } = this.config;
     if (dir !== undefined && this.#store === undefined) {
       this.#store = this.openStore(fromProject(dir));
+      this.digests.vouch = (path, sha) => this.#store?.vouches(path, sha) === true;
       this.#store.adopt(this.digests.noted());
     }
     return this.#store;

@@ -7,18 +7,15 @@ import { serveCog } from "../cog/serve.ts";
 import { COG_VERSION } from "../cog/service.ts";
 import type { Config } from "../platform/env.ts";
 import { readConfig, secretsOf } from "../platform/env.ts";
-import { InputError } from "../platform/errors.ts";
 import type { Logger } from "../platform/log.ts";
 import { createLogger, logSettings } from "../platform/log.ts";
 import { Redactor } from "../platform/redact.ts";
-import { adminRoutes, isAdminRequest } from "../routes/admin.ts";
-import { ownRoutes } from "../routes/own.ts";
-import type { InstallJob } from "../weights/plan-types.ts";
+import { isAdminRequest } from "../routes/admin.ts";
 import type { Terminal } from "./command.ts";
 import { describeCommands, EXIT, reportError, runCommand } from "./command.ts";
 import { COMMANDS } from "./commands.ts";
+import { serverRoutes } from "./server-routes.ts";
 import type { CliServices, Composition, PredictorPort } from "./services.ts";
-import { looksLikeWorkflow, targetJobs } from "./targets.ts";
 
 /** How often an engine that was given up is looked for, where the process is to end with it. */
 const UNHEALTHY_POLL_MS = 1000;
@@ -108,19 +105,6 @@ async function runLocal<P extends PredictorPort>(
   }
 }
 
-/** What the operator asks for over HTTP. @throws InputError for a path: files of this machine are named at its console */
-async function pullJobs(
-  targets: readonly string[],
-  predictor: PredictorPort,
-  signal: AbortSignal,
-): Promise<InstallJob[]> {
-  const path = targets.find((one) => looksLikeWorkflow(one) && !/^(https?|data):/i.test(one));
-  if (path !== undefined) {
-    throw new InputError("INPUT_INVALID", `${path} is a path: name a workflow by its address`);
-  }
-  return await targetJobs(targets, { predictor: () => predictor, signal });
-}
-
 /** The Cog server, until it is stopped. */
 async function serve<P extends PredictorPort>(
   argv: readonly string[],
@@ -139,16 +123,7 @@ async function serve<P extends PredictorPort>(
     config,
     logger,
     flags,
-    routes: (service) => [
-      ...ownRoutes({ service, predictor, readyRequiresWeights: config.READY_REQUIRES_WEIGHTS }),
-      adminRoutes({
-        tokens: config.ADMIN_TOKEN,
-        tasks: predictor.weights.tasks,
-        weights: predictor.weights,
-        // A path would name a file of this machine: only addresses, kits and names.
-        jobsFor: (targets, signal) => pullJobs(targets, predictor, signal),
-      }),
-    ],
+    routes: (service) => serverRoutes(service, predictor),
     guardsItself: isAdminRequest,
   });
   if (config.EXIT_WHEN_UNHEALTHY) {

@@ -63,6 +63,8 @@ export function isUnchanged(known: StatFacts, now: StatFacts): boolean {
 /** Digests of the files below some models folders. */
 export class DigestBook {
   readonly #roots: readonly string[];
+  /** A store that knows a file as a link to one of its blobs: links of others change the inode's times. */
+  vouch: ((path: string, sha256: string) => boolean) | undefined;
   readonly #memo = new Map<string, { readonly sha256: string; readonly facts: StatFacts }>();
 
   constructor(modelsRoots: readonly string[]) {
@@ -73,10 +75,18 @@ export class DigestBook {
   known(path: string): string | undefined {
     const facts = statFacts(path);
     const entry = facts === undefined ? undefined : (this.#memo.get(path) ?? this.#recall(path));
-    if (entry === undefined || facts === undefined || !isUnchanged(entry.facts, facts)) {
+    if (entry === undefined || facts === undefined) {
       return undefined;
     }
-    this.#memo.set(path, entry);
+    if (!isUnchanged(entry.facts, facts)) {
+      if (this.vouch?.(path, entry.sha256) !== true) {
+        return undefined;
+      }
+      this.note(path, entry.sha256);
+    }
+    if (!this.#memo.has(path)) {
+      this.#memo.set(path, entry);
+    }
     return entry.sha256;
   }
 

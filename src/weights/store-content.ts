@@ -109,6 +109,18 @@ export class StoreContent {
     return statSync(usedPath(this.#root, sha256), { throwIfNoEntry: false })?.mtimeMs;
   }
 
+  /** What a stat says: it lies there as it was when it was last known to be good. */
+  looksGood(sha256: string): boolean {
+    const facts = statFacts(blobPath(this.#root, sha256));
+    const meta = this.meta(sha256);
+    return (
+      facts !== undefined &&
+      meta !== undefined &&
+      meta.size === facts.size &&
+      isUnchanged(meta.facts, facts)
+    );
+  }
+
   /** True when the blob is there and is what its name says; one that is not is set aside. */
   isGood(sha256: string, signal?: AbortSignal): Promise<boolean> {
     return this.#checks.run(sha256, () => this.#isGood(sha256, signal));
@@ -120,10 +132,10 @@ export class StoreContent {
     if (facts === undefined) {
       return false;
     }
-    const meta = this.meta(sha256);
-    if (meta !== undefined && meta.size === facts.size && isUnchanged(meta.facts, facts)) {
+    if (this.looksGood(sha256)) {
       return true;
     }
+    const meta = this.meta(sha256);
     let actual: string;
     try {
       actual = await digestOf(path, signal);

@@ -257,6 +257,11 @@ export class WeightStore implements StorePort, Disposable {
     }
   }
 
+  /** True for a link to a blob that is good as far as a stat can tell. */
+  vouches(path: string, sha256: string): boolean {
+    return leadsTo(path, blobPath(this.root, sha256)) && this.#content.looksGood(sha256);
+  }
+
   /** True when the file at `path` was put there by a store like this one: a link to a blob, or nowhere any more. */
   isStored(path: string, sha256: string | undefined): boolean {
     return (
@@ -310,9 +315,13 @@ export class WeightStore implements StorePort, Disposable {
 
   /** Takes a weight out of a models folder; its blob goes too, unless somebody needs it. True when the blob went. */
   remove(path: string, sha256: string): boolean {
+    const wasGood = this.#content.looksGood(sha256);
     if (removeLink(path, blobPath(this.root, sha256))) {
       rmSync(join(linksFolder(this.root, sha256), `${partialKey(path)}.json`), { force: true });
       this.#lease?.removeLinks([sha256]);
+      if (wasGood) {
+        this.#content.refresh(sha256);
+      }
     }
     const blob = this.#room.usage().blobs.find((one) => one.sha256 === sha256);
     return (
