@@ -6,6 +6,7 @@ import { rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Engine, RunProgress, RunResult } from "./src/comfy/engine.ts";
 import { importFailures } from "./src/comfy/import-failures.ts";
+import { MemoryPolicy } from "./src/comfy/memory.ts";
 import { prefixOutputs } from "./src/comfy/prefix.ts";
 import { runWorkflow } from "./src/comfy/run.ts";
 import { startEngine } from "./src/comfy/start.ts";
@@ -85,6 +86,7 @@ export class ComfyUI implements AsyncDisposable {
   readonly #clientHttp: HttpClient;
   /** For what the operator names. */
   readonly #operatorHttp: HttpClient;
+  readonly #memory: MemoryPolicy;
   #engine: Engine | undefined;
   #shelf: InputShelf | undefined;
   #definitions: NodeDefinitions | undefined;
@@ -98,6 +100,7 @@ export class ComfyUI implements AsyncDisposable {
     this.#log = options.log ?? silentLogger;
     this.weights =
       options.weights ?? new WeightsDownloader({ config: this.config, log: this.#log });
+    this.#memory = new MemoryPolicy(this.config.COMFYUI_FREE_AFTER);
     const proxy = {
       http: this.config.HTTP_PROXY,
       https: this.config.HTTPS_PROXY,
@@ -299,17 +302,23 @@ export class ComfyUI implements AsyncDisposable {
   async run_workflow(workflow: Workflow, request: RunRequest = {}): Promise<RunResult> {
     const { PREDICT_TIMEOUT: total, STALL_TIMEOUT: stall } = this.config;
     const graph = prefixOutputs(workflow.graph, crypto.randomUUID());
-    return await runWorkflow(this.requireEngine(), graph, {
-      log: request.log ?? this.#log,
-      signal: request.signal,
-      onProgress: request.onProgress,
-      uiWorkflow: workflow.ui,
-      resetCache: request.resetCache,
-      deadlines: {
-        totalMs: total === undefined ? undefined : total * 1000,
-        stallMs: stall === undefined ? undefined : stall * 1000,
-      },
-    });
+    const engine = this.requireEngine();
+    await this.#memory.before(engine, graph, request.signal);
+    try {
+      return await runWorkflow(engine, graph, {
+        log: request.log ?? this.#log,
+        signal: request.signal,
+        onProgress: request.onProgress,
+        uiWorkflow: workflow.ui,
+        resetCache: request.resetCache,
+        deadlines: {
+          totalMs: total === undefined ? undefined : total * 1000,
+          stallMs: stall === undefined ? undefined : stall * 1000,
+        },
+      });
+    } finally {
+      await this.#memory.after(engine);
+    }
   }
 
   /** Sets values without editing JSON (`{"6.text": "a cat"}`). @throws InputError naming what can't be set */

@@ -23,10 +23,12 @@ import type { RunProgress } from "./src/comfy/engine.ts";
 import { progressLine } from "./src/comfy/progress-line.ts";
 import type { PlacedInputs } from "./src/media/inputs.ts";
 import { optimiseOutputs } from "./src/media/optimise.ts";
+import { OutputStore } from "./src/media/output-store.ts";
 import type { ServedWorkflow } from "./src/media/served.ts";
 import type { Config } from "./src/platform/env.ts";
 import { fromProject, readConfig } from "./src/platform/env.ts";
 import { EngineError, InputError } from "./src/platform/errors.ts";
+import { HttpClient } from "./src/platform/http.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger, teeLogger } from "./src/platform/log.ts";
 import { sleep } from "./src/platform/retry.ts";
@@ -444,19 +446,27 @@ export class Predictor implements AsyncDisposable {
 
 /** The predictor as the Cog protocol sees it: a list of files, removed once they are on their way. */
 export function cogModel(predictor: Predictor): CogModel {
+  const { config } = predictor;
+  const http = new HttpClient({
+    proxy: { http: config.HTTP_PROXY, https: config.HTTPS_PROXY, no: config.NO_PROXY },
+  });
+  const store =
+    config.OUTPUT_STORE_URL === undefined
+      ? undefined
+      : new OutputStore({ url: config.OUTPUT_STORE_URL, env: config.env, http });
   return {
     get inputs() {
       return predictor.inputs;
     },
     output: { type: "array", items: { type: "string", format: "uri" } },
-    streaming: predictor.config.PREDICTION_STREAMING,
+    streaming: config.PREDICTION_STREAMING,
     setup: ({ signal, log }) => predictor.setup(undefined, { signal, log }),
     predict: async function* (input, { signal, log, progress }) {
       const files = await predictor.predict(input, { signal, log, progress });
       try {
-        for (const file of files) {
-          yield new OutputFile(file);
-        }
+        yield* store === undefined
+          ? files.map((file) => new OutputFile(file))
+          : await store.put(files, crypto.randomUUID(), signal);
       } finally {
         predictor.comfyui.cleanup(files);
       }
@@ -468,7 +478,10 @@ export function cogModel(predictor: Predictor): CogModel {
       }
       return Promise.resolve(true);
     },
-    dispose: () => predictor[Symbol.asyncDispose](),
+    dispose: async () => {
+      await predictor[Symbol.asyncDispose]();
+      await http.close();
+    },
   };
 }
 

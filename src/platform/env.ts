@@ -144,6 +144,9 @@ const EnvSchema = z.object({
   HTTP_PROXY: text,
   HTTPS_PROXY: text,
   NO_PROXY: text,
+  /** When ComfyUI is told to give its memory back. */
+  COMFYUI_FREE_AFTER: z.enum(["never", "prediction", "model-change"]).default("never"),
+  OUTPUT_STORE_URL: text,
   PREDICTION_STREAMING: flag,
   EXIT_WHEN_UNHEALTHY: flag,
   // 0 is a value here: never.
