@@ -3,6 +3,7 @@ import type { Command } from "./command.ts";
 import { doctor } from "./doctor.ts";
 import { predict } from "./predict.ts";
 import type { CliServices } from "./services.ts";
+import { bakeWeights } from "./weights-bake.ts";
 import { checkWeights } from "./weights-check.ts";
 import { collectWeights } from "./weights-gc.ts";
 import { listWeights } from "./weights-list.ts";
@@ -54,6 +55,7 @@ export const COMMANDS: readonly Command<CliServices>[] = [
   lockWeights,
   outdatedWeights,
   collectWeights,
+  bakeWeights,
   explainWorkflow,
   convertWorkflow,
   exposeWorkflow,

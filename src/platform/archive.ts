@@ -879,3 +879,63 @@ function zip64Directory(
     offset: Number(record.readBigUInt64LE(48)),
   };
 }
+
+/** What goes into a tar: a file, or a folder where there is no body. */
+export interface TarMember {
+  /** Relative, with `/`. */
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly modifiedMs: number;
+  readonly body?: (() => AsyncIterable<Uint8Array>) | undefined;
+}
+
+/**
+ * Packs a tar whose bytes depend on the members alone: no owner, no clock of this machine. `write` gets the blocks in
+ * order; what it throws ends the packing.
+ */
+export async function packTar(
+  members: readonly TarMember[],
+  write: (block: Uint8Array) => void,
+): Promise<void> {
+  const { pack: createPack } = await import("tar-stream");
+  const pack = createPack();
+  const feeding = (async () => {
+    for (const { path, sizeBytes, modifiedMs, body } of members) {
+      const header = { mtime: new Date(modifiedMs), uid: 0, gid: 0, uname: "", gname: "" };
+      if (body === undefined) {
+        pack.entry({ ...header, name: path, type: "directory", mode: 0o755 });
+        continue;
+      }
+      const done = Promise.withResolvers<void>();
+      const entry = pack.entry({ ...header, name: path, size: sizeBytes, mode: 0o644 }, (error) =>
+        error ? done.reject(error) : done.resolve(),
+      );
+      done.promise.catch(() => undefined);
+      // Told through `done`; without a listener it would end the process.
+      entry.on("error", () => undefined);
+      for await (const block of body()) {
+        // The sink may keep the block; a reader's buffer is used again.
+        if (!entry.write(Buffer.from(block))) {
+          await new Promise<void>((resolve) => entry.once("drain", () => resolve()));
+        }
+      }
+      entry.end(null);
+      await done.promise;
+    }
+    pack.finalize();
+  })();
+  // Observed below; until then the loop hears of it through the stream.
+  feeding.catch((error: unknown) =>
+    pack.destroy(error instanceof Error ? error : new Error(messageOf(error))),
+  );
+  try {
+    for await (const block of bytesOf(pack)) {
+      write(block);
+    }
+    await feeding;
+  } catch (error) {
+    throw await firstCause(feeding, error);
+  } finally {
+    pack.destroy();
+  }
+}

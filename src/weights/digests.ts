@@ -7,6 +7,7 @@ import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import { writeQuickly } from "../platform/files.ts";
+import { bakedDigests } from "./baked.ts";
 import { digestOf } from "./digest.ts";
 import { PARTIAL_FOLDER, partialKey } from "./journal.ts";
 import { partialRootFor } from "./placing.ts";
@@ -63,6 +64,7 @@ export function isUnchanged(known: StatFacts, now: StatFacts): boolean {
 /** Digests of the files below some models folders. */
 export class DigestBook {
   readonly #roots: readonly string[];
+  #baked: ReadonlyMap<string, string> | undefined;
   /** A store that knows a file as a link to one of its blobs: links of others change the inode's times. */
   vouch: ((path: string, sha256: string) => boolean) | undefined;
   readonly #memo = new Map<string, { readonly sha256: string; readonly facts: StatFacts }>();
@@ -74,6 +76,12 @@ export class DigestBook {
   /** What is known without reading the file. */
   known(path: string): string | undefined {
     const facts = statFacts(path);
+    // Layers of an image don't change; a file that was written to since is not in the list any more.
+    this.#baked ??= bakedDigests(this.#roots);
+    const baked = facts === undefined ? undefined : this.#baked.get(path);
+    if (baked !== undefined) {
+      return baked;
+    }
     const entry = facts === undefined ? undefined : (this.#memo.get(path) ?? this.#recall(path));
     if (entry === undefined || facts === undefined) {
       return undefined;
