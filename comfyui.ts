@@ -248,7 +248,11 @@ export class ComfyUI implements AsyncDisposable {
       );
       return workflow;
     }
-    const first = this.timedCheck(workflow);
+    const looked = this.timedCheck(workflow);
+    const { missing } = looked.validation;
+    const isLinked =
+      missing.length > 0 && (await this.weights.link_stored(missing, request.signal));
+    const first = isLinked ? this.timedCheck(workflow) : looked;
     const checked = (await this.arriving(workflow, first.validation, request)) ?? first;
     const obstacles = await this.obstaclesNow(workflow, request.signal);
     const isMissing = checked.validation.missing.length > 0;

@@ -17,7 +17,7 @@ import { silentLogger } from "./src/platform/log.ts";
 import { redactUrl } from "./src/platform/redact.ts";
 import { Arrivals } from "./src/weights/arrivals.ts";
 import type { Surroundings } from "./src/weights/bring.ts";
-import { bringWeights, removeWeight } from "./src/weights/bring.ts";
+import { bringWeights, linkStored, removeWeight } from "./src/weights/bring.ts";
 import { Credentials } from "./src/weights/credentials.ts";
 import { DigestBook } from "./src/weights/digests.ts";
 import type { InstallOptions } from "./src/weights/install.ts";
@@ -287,6 +287,21 @@ export class WeightsDownloader implements AsyncDisposable {
       completeHubCache(file);
     }
     return installed;
+  }
+
+  /**
+   * Links weights that another process has brought into the shared store. No source is asked, so no policy forbids it.
+   * True when any came.
+   */
+  async link_stored(missing: readonly MissingWeight[], signal?: AbortSignal): Promise<boolean> {
+    if (this.store === undefined) {
+      return false;
+    }
+    const jobs = missing.flatMap((one) => {
+      const found = this.resolve(one, "request");
+      return found.kind === "jobs" ? found.jobs : [];
+    });
+    return await linkStored(jobs, this.surroundings(), { signal });
   }
 
   /** Rows for a lock file: what sources (and files, unless `afresh`) say of these jobs. @throws WeightError LOCK_DRIFT */

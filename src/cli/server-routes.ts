@@ -1,6 +1,4 @@
 /** The routes that the server has beside Cog's ten, composed for one predictor. */
-import type { Hono } from "hono";
-import type { AppEnv } from "../cog/app.ts";
 import type { Service } from "../cog/service.ts";
 import { InputError } from "../platform/errors.ts";
 import { adminRoutes } from "../routes/admin.ts";
@@ -9,7 +7,10 @@ import type { InstallJob } from "../weights/plan-types.ts";
 import type { PredictorPort } from "./services.ts";
 import { looksLikeWorkflow, targetJobs } from "./targets.ts";
 
-export function serverRoutes(service: Service, predictor: PredictorPort): Hono<AppEnv>[] {
+export function serverRoutes(
+  service: Service,
+  predictor: PredictorPort,
+): ReturnType<typeof ownRoutes> {
   const { config, weights } = predictor;
   return [
     ...ownRoutes({ service, predictor, readyRequiresWeights: config.READY_REQUIRES_WEIGHTS }),

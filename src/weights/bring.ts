@@ -99,6 +99,19 @@ export function removeWeight(
   return freed;
 }
 
+/** Puts into place what the store holds of these; true when it held any. */
+export async function linkStored(
+  jobs: readonly InstallJob[],
+  around: Surroundings,
+  options: InstallOptions = {},
+): Promise<boolean> {
+  let any = false;
+  for (const job of jobs) {
+    any = (await fromStore(job, around, options)) !== undefined || any;
+  }
+  return any;
+}
+
 /** What the store holds needs no source to be asked, not even whether it is still there. */
 async function fromStore(
   job: InstallJob,

@@ -33,6 +33,12 @@ export interface ForeignLease extends LeaseDocument {
   readonly holder: string;
 }
 
+export interface LeaseEvents {
+  /** Others have taken this process for dead. */
+  lost(): void;
+  renewed(): void;
+}
+
 /** How often a lease is renewed, and after which silence it counts for nothing. */
 export interface LeaseTimes {
   readonly renewMs: number;
@@ -65,7 +71,7 @@ function processTable(): string {
 export class Lease implements Disposable {
   readonly id: string;
   readonly #root: string;
-  readonly #onLost: () => void;
+  readonly #on: LeaseEvents;
   readonly #pins = new Map<string, Map<string, number>>();
   readonly #links = new Set<string>();
   readonly #rooms = new Map<string, { bytes: number; granted: boolean }>();
@@ -73,9 +79,9 @@ export class Lease implements Disposable {
   readonly #self: Pick<LeaseDocument, "host" | "pid" | "table" | "startTicks">;
   #written = false;
 
-  constructor(root: string, times: LeaseTimes, onLost: () => void) {
+  constructor(root: string, times: LeaseTimes, on: LeaseEvents) {
     this.#root = root;
-    this.#onLost = onLost;
+    this.#on = on;
     this.id = `${hostname()
       .replace(/[^\w-]+/g, "_")
       .slice(0, 40)}-${process.pid}-${randomBytes(4).toString("hex")}`;
@@ -204,6 +210,7 @@ export class Lease implements Disposable {
   #renew(): void {
     if (this.#written) {
       this.tryWrite();
+      this.#on.renewed();
     }
   }
 
@@ -211,7 +218,7 @@ export class Lease implements Disposable {
   #noticeLoss(): void {
     if (this.#written && statSync(this.path, { throwIfNoEntry: false }) === undefined) {
       this.#written = false;
-      this.#onLost();
+      this.#on.lost();
     }
   }
 }

@@ -23,6 +23,7 @@ import {
   restore,
   storeNow,
   usedPath,
+  writeSmall,
 } from "./store-layout.ts";
 import type { Lease } from "./store-lease.ts";
 import { livingLeases } from "./store-lease.ts";
@@ -34,6 +35,7 @@ export interface RoomOptions {
   /** undefined for whoever only looks and tidies up. */
   readonly lease: Lease | undefined;
   readonly silentMs: number;
+  readonly renewMs: number;
   readonly maxBytes: number | undefined;
   readonly minFreeBytes: number | undefined;
   readonly log: Logger;
@@ -45,6 +47,8 @@ export interface RoomOptions {
 export interface PinnedBlob extends StoredBlob {
   /** `why (whose)`, one entry each; empty: it may go. */
   readonly pins: readonly string[];
+  /** Nobody gives a reason; some have a link to it, which they give up when room is asked for. */
+  readonly linkedOnly: boolean;
 }
 
 export interface Usage {
@@ -66,6 +70,8 @@ export interface Evicted {
 
 const LinkRecord = z.object({ path: z.string() });
 
+/** Touched by whoever lacks room. */
+const ROOM_WANTED = "room-wanted";
 /** An announcement older than this was made by a process that is gone. */
 const STALE_INTENT_MS = 15_000;
 /** What lies in trash and tmp this long is nobody's. */
@@ -101,10 +107,12 @@ export class StoreRoom {
         );
       }
     }
+    const reasoned = new Set(others.flatMap(({ pins: reasons }) => Object.keys(reasons)));
     const blobs = content.list().map((blob): PinnedBlob => {
       const own = lease?.reasons(blob.sha256) ?? [];
       return {
         ...blob,
+        linkedOnly: own.length === 0 && pins.has(blob.sha256) && !reasoned.has(blob.sha256),
         pins: [...own.map((why) => `${why} (this process)`), ...(pins.get(blob.sha256) ?? [])],
       };
     });
@@ -146,7 +154,7 @@ export class StoreRoom {
     if (lease === undefined) {
       return { [Symbol.dispose]: () => undefined };
     }
-    const until = performance.now() + CONTENTION_MS;
+    const until = performance.now() + Math.max(CONTENTION_MS, this.#options.renewMs * 3);
     for (;;) {
       lease.setRoom(key, { bytes, granted: false });
       try {
@@ -184,7 +192,23 @@ export class StoreRoom {
     if (excess <= 0) {
       return "fits";
     }
-    return excess <= this.#wishedBytes() ? "contended" : "full";
+    const linked = sum(usage.blobs.filter(({ linkedOnly }) => linkedOnly).map(({ size }) => size));
+    if (linked > 0) {
+      this.#askForRoom();
+    }
+    return excess <= this.#wishedBytes() + linked ? "contended" : "full";
+  }
+
+  /** Other processes give up links that they don't need, when they next renew their leases. */
+  #askForRoom(): void {
+    writeSmall(this.#options.root, join(this.#options.root, ROOM_WANTED), "");
+  }
+
+  /** True when another process lacks room at the moment. */
+  isRoomWanted(): boolean {
+    const { root, renewMs } = this.#options;
+    const at = statSync(join(root, ROOM_WANTED), { throwIfNoEntry: false })?.mtimeMs;
+    return at !== undefined && storeNow(root) - at < renewMs * 3;
   }
 
   /** Bytes too many, by the budget or by what the disk must keep free. */

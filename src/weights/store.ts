@@ -12,6 +12,7 @@ import {
   entryAt,
   fileAt,
   freeSpace,
+  isInside,
   makeFolder,
   renameWithoutReplacing,
 } from "../platform/files.ts";
@@ -93,12 +94,18 @@ export class WeightStore implements StorePort, Disposable {
     this.#content = new StoreContent(this.root, this.writable, this.#log);
     const times = options.leaseTimes ?? DEFAULT_LEASE_TIMES;
     const leases = this.writable && options.observer !== true;
-    this.#lease = leases ? new Lease(this.root, times, () => this.#onLeaseLost()) : undefined;
+    this.#lease = leases
+      ? new Lease(this.root, times, {
+          lost: () => this.#onLeaseLost(),
+          renewed: () => this.#releaseLinks(),
+        })
+      : undefined;
     this.#room = new StoreRoom({
       root: this.root,
       content: this.#content,
       lease: this.#lease,
       silentMs: times.silentMs,
+      renewMs: times.renewMs,
       maxBytes: options.maxBytes,
       minFreeBytes: options.minFreeBytes,
       log: this.#log,
@@ -478,6 +485,34 @@ export class WeightStore implements StorePort, Disposable {
     if (this.writable) {
       const file = join(linksFolder(this.root, sha), `${partialKey(path)}.json`);
       writeSmall(this.root, file, JSON.stringify({ path }));
+    }
+  }
+
+  /** Somebody lacks room: links that nothing here needs go. What stays in the store is linked again at its next use. */
+  #releaseLinks(): void {
+    try {
+      if (!this.#room.isRoomWanted()) {
+        return;
+      }
+      const spare = [...(this.#lease?.links ?? [])].filter(
+        (sha) => this.#lease?.reasons(sha).length === 0,
+      );
+      for (const sha of spare) {
+        this.#releaseLink(sha);
+      }
+      this.#lease?.removeLinks(spare);
+    } catch (error) {
+      this.#log.debug(`Links could not be given up: ${messageOf(error)}`);
+    }
+  }
+
+  #releaseLink(sha: string): void {
+    for (const path of this.#room.linksOf(sha)) {
+      const isOurs = this.#options.modelsRoots.some((root) => isInside(root, path));
+      if (isOurs && removeLink(path, blobPath(this.root, sha))) {
+        rmSync(join(linksFolder(this.root, sha), `${partialKey(path)}.json`), { force: true });
+        this.#log.info(`Gave up the link ${path}: another process needs room in the store`);
+      }
     }
   }
 

@@ -2,10 +2,11 @@
  * A process that uses a store, driven line by line over its standard input, so that tests can stop, kill and question
  * it. Arguments: a JSON document of settings.
  */
+import { existsSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { ModelFolders } from "../../src/models/folders.ts";
 import { silentLogger } from "../../src/platform/log.ts";
-import { bringWeights } from "../../src/weights/bring.ts";
+import { bringWeights, removeWeight } from "../../src/weights/bring.ts";
 import { DigestBook } from "../../src/weights/digests.ts";
 import { WeightStore } from "../../src/weights/store.ts";
 import { LEASE_TIMES, quickInstaller } from "./weights.ts";
@@ -39,6 +40,7 @@ const store = new WeightStore({
   minFreeBytes: 0,
   leaseTimes: settings.lease ?? LEASE_TIMES,
 });
+digests.vouch = (path, sha) => store.vouches(path, sha);
 const installer = quickInstaller(settings.models, {
   store: () => store,
   tuning: { busyPatienceMs: settings.busyPatienceMs ?? 30_000 },
@@ -81,6 +83,9 @@ for await (const line of createInterface({ input: process.stdin })) {
     } else if (order.do === "unpin") {
       pins.get(order.sha256)?.[Symbol.dispose]();
       say({ unpinned: order.sha256 });
+    } else if (order.do === "drop") {
+      const path = `${settings.models}/loras/${order.name}`;
+      say({ freed: existsSync(path) && removeWeight(path, around) });
     } else if (order.do === "gc") {
       say({ evicted: store.gc({ maxBytes: order.maxBytes }) });
     } else if (order.do === "end") {

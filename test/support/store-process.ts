@@ -17,8 +17,8 @@ export class StoreProcess implements AsyncDisposable {
     void this.#read();
   }
 
-  get pid(): number {
-    return this.#child.pid;
+  get exited(): Promise<number> {
+    return this.#child.exited;
   }
 
   /** The next answer; progress is kept apart. */

@@ -232,16 +232,20 @@ describe("the budget", () => {
     expect([0, 1].map((index) => existsSync(first.path(index)))).toEqual([true, true]);
   });
 
-  test("keeps what another models folder has a link to", async () => {
+  test("asks others for links they don't need; what they need stays, and the error says whose it is", async () => {
     await using first = user("a", { maxBytes });
     await first.bring(0);
     await first.bring(1);
     await using second = user("b", { maxBytes });
-    await second.bring(0);
-    await second.bring(1);
-    const failure = await rejection(second.bring(2));
+    using held = first.store.pin([SHAS[0]!], "prediction");
+    expect(await second.bring(2)).toMatchObject({ fetched: true });
+    expect([0, 1].map((index) => existsSync(first.path(index)))).toEqual([true, false]);
+    expect(() => lstatSync(first.path(1))).toThrow();
+    using _own = second.store.pin([SHAS[2]!], "preloaded");
+    const failure = await rejection(second.bring(1));
     expect(failure.code).toBe("NO_SPACE");
-    expect(failure.message).toContain("linked into its models folder");
+    expect(failure.message).toMatch(/prediction \(.*, process \d+\)/);
+    held[Symbol.dispose]();
   });
 
   test("frees a thousand blobs in one go", async () => {
