@@ -33,6 +33,7 @@ import { decideDownload } from "./src/weights/policy.ts";
 import type { Validation, WeightRef } from "./src/weights/refs.ts";
 import { weightsMissing } from "./src/weights/report.ts";
 import { respellWeights } from "./src/weights/respell.ts";
+import { describeSuspects, examineNode } from "./src/weights/suspects.ts";
 import { NodeDefinitions } from "./src/workflow/definitions.ts";
 import type { UsedSeed } from "./src/workflow/edits.ts";
 import { randomiseSeeds } from "./src/workflow/edits.ts";
@@ -320,6 +321,8 @@ export class ComfyUI implements AsyncDisposable {
           stallMs: stall === undefined ? undefined : stall * 1000,
         },
       });
+    } catch (error) {
+      throw await this.withSuspects(error, workflow, request.signal);
     } finally {
       await this.#memory.after(engine);
     }
@@ -422,6 +425,31 @@ export class ComfyUI implements AsyncDisposable {
     }
     await this.learn(engine, signal);
     return this.find_obstacles(workflow);
+  }
+
+  /** A node that failed while it loaded weights: says of each whether it is whole. Other errors pass as they are. */
+  private async withSuspects(
+    error: unknown,
+    workflow: Workflow,
+    signal = new AbortController().signal,
+  ): Promise<unknown> {
+    const nodeId = error instanceof EngineError ? error.details["nodeId"] : undefined;
+    if (
+      !(error instanceof EngineError) ||
+      error.code !== "NODE_FAILED" ||
+      typeof nodeId !== "string"
+    ) {
+      return error;
+    }
+    const suspects = await examineNode(nodeId, this.check_weights(workflow), this.weights, signal);
+    if (suspects.length === 0) {
+      return error;
+    }
+    return new EngineError(error.code, `${error.message}\n${describeSuspects(suspects)}`, {
+      hint: error.hint,
+      details: { ...error.details, weights: suspects },
+      cause: error,
+    });
   }
 
   private timedCheck(workflow: Workflow): TimedCheck {

@@ -373,6 +373,25 @@ describe("predict", () => {
     );
   });
 
+  test("a node that can't load its weight says whether the file is whole, and names only that one", async () => {
+    // A safetensors file that is whole, of a network that no upscaler is.
+    const header = JSON.stringify({ x: { dtype: "F32", shape: [1], data_offsets: [0, 4] } });
+    const bytes = Buffer.alloc(8 + header.length + 4);
+    bytes.writeBigUInt64LE(BigInt(header.length));
+    bytes.write(header, 8);
+    writeFileSync(dir.join("models/upscale_models/odd.safetensors"), bytes);
+    const error = await rejection(
+      predictor.predict({
+        workflow_json: UPSCALE.replace(UPSCALER_2X, "odd.safetensors"),
+        input_file: photo,
+      }),
+    );
+    expect(error.code).toBe("NODE_FAILED");
+    expect(error.message).toContain("Its weight odd.safetensors (");
+    expect(error.message).toContain("is whole: its format is right, no SHA-256 is known.");
+    expect(error.message).not.toContain(UPSCALER_2X);
+  });
+
   test("a cancelled prediction ends, and the next one runs", async () => {
     const slow = {
       "1": {
