@@ -57,12 +57,21 @@ export function isInside(root: string, path: string): boolean {
   return way !== "" && way !== ".." && !way.startsWith(`..${sep}`) && !isAbsolute(way);
 }
 
+/** Tries again when another process removed, or made, a part of the path in the middle of it. */
+const FOLDER_ATTEMPTS = 5;
+
 /** Creates a folder and its parents. @throws ConfigError PATH_UNWRITABLE naming it */
 export function makeFolder(path: string): void {
-  try {
-    mkdirSync(path, { recursive: true });
-  } catch (cause) {
-    throw fileError(cause, path, "create the folder");
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      mkdirSync(path, { recursive: true });
+      return;
+    } catch (cause) {
+      const raced = ["EEXIST", "ENOENT"].includes(systemCode(cause) ?? "");
+      if (!raced || attempt >= FOLDER_ATTEMPTS || entryAt(path)?.isFile() === true) {
+        throw fileError(cause, path, "create the folder");
+      }
+    }
   }
 }
 

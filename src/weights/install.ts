@@ -132,6 +132,9 @@ interface Probed {
 }
 
 const PROBES_AT_ONCE = 16;
+/** From here on, whoever waits for another's download looks more often: it may be over any moment. */
+const NEAR_END_SHARE = 0.9;
+const FIRST_POLL_MS = 10;
 /** No file system has this number. */
 const NO_DEVICE = -1;
 /** A host that can't be reached is told soon; one that says "later" is waited for as any range would. */
@@ -572,6 +575,7 @@ export class Installer {
     };
     let seenBytes = -1;
     let seenAtMs = performance.now();
+    let polls = 0;
     for (;;) {
       const alone = performance.now() - seenAtMs > busyPatienceMs;
       const opened = await openPartial({ ...request, alone });
@@ -591,7 +595,11 @@ export class Installer {
         seenBytes = opened.doneBytes;
         seenAtMs = performance.now();
       }
-      await sleep(busyPollMs * (1 + Math.random()), signal);
+      const isNearEnd = opened.doneBytes >= NEAR_END_SHARE * (found.sizeBytes ?? Infinity);
+      // Many who begin at one moment yield to each other; that must not cost them a whole pause.
+      const pauseMs = Math.min(busyPollMs, FIRST_POLL_MS * 2 ** polls);
+      polls += 1;
+      await sleep((isNearEnd ? busyPollMs / 4 : pauseMs) * (0.5 + Math.random()), signal);
     }
   }
 

@@ -40,7 +40,10 @@ export class StoreProcess implements AsyncDisposable {
   }
 
   signal(name: NodeJS.Signals): void {
-    process.kill(this.#child.pid, name);
+    // One that has ended by itself, or by another's hand, gets none.
+    if (this.#child.exitCode === null && this.#child.signalCode === null) {
+      this.#child.kill(name);
+    }
   }
 
   async kill(): Promise<void> {
