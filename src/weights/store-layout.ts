@@ -78,7 +78,11 @@ export function isStore(root: string): boolean {
 /** Makes what is missing: somebody may have deleted the whole folder while it was in use. */
 export function remake(root: string): void {
   if (!isStore(root)) {
-    requireEmpty(root);
+    // A sign of life that was written in the middle of the deletion is no stranger's file.
+    requireEmpty(
+      root,
+      new Set([...HARMLESS, ...FOLDERS.map((folder) => folder.split("/")[0] ?? "")]),
+    );
     createMarker(root);
     makeFolders(root);
   }
@@ -118,7 +122,7 @@ function realOf(path: string): string {
   }
 }
 
-function requireEmpty(root: string): void {
+function requireEmpty(root: string, harmless: ReadonlySet<string> = HARMLESS): void {
   let names: string[];
   try {
     names = readdirSync(root);
@@ -129,7 +133,7 @@ function requireEmpty(root: string): void {
     throw fileError(error, root, "read the store");
   }
   const foreign = names.filter(
-    (name) => !HARMLESS.has(name) && !name.startsWith(`.${MARKER}.`) && name !== CACHEDIR_TAG,
+    (name) => !harmless.has(name) && !name.startsWith(`.${MARKER}.`) && name !== CACHEDIR_TAG,
   );
   // Another process may have made the store between the two looks.
   if (foreign.length > 0 && markerOf(root) === undefined) {

@@ -9,10 +9,10 @@ export class StoreProcess implements AsyncDisposable {
   readonly #waiting: ((answer: Answer) => void)[] = [];
   readonly progress: Answer[] = [];
 
-  constructor(settings: Readonly<Record<string, unknown>>) {
+  constructor(settings: Readonly<Record<string, unknown>>, as: { readonly uid?: number } = {}) {
     this.#child = Bun.spawn(
       [process.execPath, join(import.meta.dir, "store-child.ts"), JSON.stringify(settings)],
-      { stdin: "pipe", stdout: "pipe", stderr: "inherit" },
+      { stdin: "pipe", stdout: "pipe", stderr: "inherit", ...as },
     );
     void this.#read();
   }
