@@ -493,6 +493,20 @@ export class ComfyUI implements AsyncDisposable {
     return this.timedCheck(workflow);
   }
 
+  /** What of the missing is arriving by itself, for a request that may not wait for it. */
+  private onTheWay({ missing }: Validation): string {
+    const names = new Set(missing.map(({ ref }) => ref.name));
+    const coming = this.weights.arrivals
+      .list()
+      .filter(({ name, state }) => state === "loading" && names.has(name))
+      .map(({ name, doneBytes, totalBytes }) =>
+        doneBytes === undefined || totalBytes === undefined
+          ? name
+          : `${name} (${formatSize(doneBytes)} of ${formatSize(totalBytes)})`,
+      );
+    return coming.length === 0 ? "" : ` On the way, so try again later: ${coming.join(", ")}.`;
+  }
+
   private async fetchMissing(
     workflow: Workflow,
     validation: Validation,
@@ -507,7 +521,10 @@ export class ComfyUI implements AsyncDisposable {
     if (decision.action === "fail" || unsourced.length > 0 || isRefused) {
       throw weightsMissing(validation, this.weights.manifest, {
         obstacles: request.obstacles,
-        why: unsourced.length === 0 && decision.action === "fail" ? decision.why : undefined,
+        why:
+          unsourced.length === 0 && decision.action === "fail"
+            ? `${decision.why}${this.onTheWay(validation)}`
+            : undefined,
         canRequestDownload: this.config.WEIGHTS_POLICY !== "fail",
       });
     }

@@ -31,6 +31,7 @@ export const doctor: Command<CliServices> = {
         const { manifest } = weights;
         return `${manifest.weights.length} weights, kits ${[...manifest.kits.keys()].join(", ")}`;
       }),
+      await finding("shared store", () => Promise.resolve(store(services))),
       await finding("preloaded weights", () => preloaded(services)),
     ];
     if (json) {
@@ -43,6 +44,19 @@ export const doctor: Command<CliServices> = {
     return findings.every(({ ok }) => ok) ? EXIT.done : EXIT.failed;
   },
 };
+
+function store({ config, predictor }: CliServices): string {
+  const shared = predictor().weights.store;
+  if (shared === undefined) {
+    return "none configured (WEIGHTS_CACHE_DIR)";
+  }
+  const { blobs, bytes } = shared.usage();
+  const budget = config.WEIGHTS_CACHE_MAX_BYTES;
+  const limit = budget === undefined ? "no budget" : `of ${formatSize(budget)}`;
+  const how = shared.mode === "copy" ? "copied to the local disk" : "linked";
+  const access = shared.writable ? "" : ", read-only: nothing is added";
+  return `${shared.root}: ${blobs.length} weights, ${formatSize(bytes)} (${limit}), ${how}${access}`;
+}
 
 function runtime(): Finding {
   return {
