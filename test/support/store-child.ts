@@ -78,6 +78,7 @@ for await (const line of createInterface({ input: process.stdin })) {
       });
       say({ brought, ms: performance.now() - began });
     } else if (order.do === "pin") {
+      pins.get(order.sha256)?.[Symbol.dispose]();
       pins.set(order.sha256, store.pin([order.sha256], "test"));
       say({ pinned: order.sha256, there: store.has(order.sha256) });
     } else if (order.do === "unpin") {

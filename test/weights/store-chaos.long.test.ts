@@ -91,14 +91,15 @@ test(
         if (answer["failed"] !== undefined) {
           problems.push(`drop: ${String(answer["failed"])} ${String(answer["message"])}`);
         }
-      } else if (dice < 0.78) {
+      } else if (dice < 0.73) {
         const answer = await actor.process.ask({ do: "pin", sha256: weight.sha256 });
         if (answer["there"] === true) {
           actor.pins.add(weight.sha256);
         }
       } else if (dice < 0.9) {
-        actor.pins.delete(weight.sha256);
-        await actor.process.ask({ do: "unpin", sha256: weight.sha256 });
+        const pinned = actor.pins.size === 0 ? weight.sha256 : pick([...actor.pins]);
+        actor.pins.delete(pinned);
+        await actor.process.ask({ do: "unpin", sha256: pinned });
       } else if (dice < 0.96) {
         const answer = await actor.process.ask({ do: "gc", maxBytes: MAX_BYTES / 2 });
         const evicted = answer["evicted"];
