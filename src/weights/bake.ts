@@ -40,6 +40,8 @@ const LARGE_BYTES = 64 * 2 ** 20;
 /** Small weights share layers up to this size. */
 const GROUP_BYTES = 512 * 2 ** 20;
 const PLATFORMS = ["amd64", "arm64"] as const;
+/** The name under which `docker load` knows the image. */
+const DOCKER_TAG = "cog-comfyui-weights:latest";
 const EPOCH = "1970-01-01T00:00:00Z";
 const MEDIA = {
   layer: "application/vnd.oci.image.layer.v1.tar",
@@ -178,37 +180,68 @@ interface Descriptor {
 }
 
 /** One image for each processor architecture, of the same layers. */
-function writeImage(layers: readonly BakedLayer[], { out, prefix }: BakeOptions): void {
-  const described = layers.map(({ digest, size }) => ({ mediaType: MEDIA.layer, digest, size }));
-  const manifests = PLATFORMS.map((architecture) => {
-    const config = writeBlob(out, MEDIA.config, {
-      created: EPOCH,
-      architecture,
-      os: "linux",
-      config: { Labels: { "run.cog-comfyui.models": prefix } },
-      rootfs: { type: "layers", diff_ids: layers.map(({ digest }) => digest) },
-      history: layers.map(({ paths }) => ({
-        created: EPOCH,
-        created_by: `cog-comfyui weights bake: ${paths.slice(0, 3).join(", ")}${paths.length > 3 ? ` and ${paths.length - 3} more` : ""}`,
-      })),
-    });
-    const manifest = { schemaVersion: 2, mediaType: MEDIA.manifest, config, layers: described };
-    return {
-      ...writeBlob(out, MEDIA.manifest, manifest),
-      platform: { architecture, os: "linux" },
-    };
-  });
+function writeImage(layers: readonly BakedLayer[], options: BakeOptions): void {
+  const { out } = options;
+  const images = PLATFORMS.map((architecture) => writePlatform(layers, architecture, options));
   const index = writeBlob(out, MEDIA.index, {
     schemaVersion: 2,
     mediaType: MEDIA.index,
-    manifests,
+    manifests: images.map(({ manifest, architecture }) => ({
+      ...manifest,
+      platform: { architecture, os: "linux" },
+    })),
   });
-  writeAtomically(join(out, "oci-layout"), `${JSON.stringify({ imageLayoutVersion: "1.0.0" })}\n`);
   const named = { ...index, annotations: { "org.opencontainers.image.ref.name": "latest" } };
-  writeAtomically(
-    join(out, "index.json"),
-    `${JSON.stringify({ schemaVersion: 2, mediaType: MEDIA.index, manifests: [named] })}\n`,
-  );
+  const top = { schemaVersion: 2, mediaType: MEDIA.index, manifests: [named] };
+  writeAtomically(join(out, "oci-layout"), `${JSON.stringify({ imageLayoutVersion: "1.0.0" })}\n`);
+  writeAtomically(join(out, "index.json"), `${JSON.stringify(top)}\n`);
+  // What `docker load` reads, where Docker doesn't know image layouts.
+  const forDocker = images.slice(0, 1).map(({ config }) => ({
+    Config: blobName(config.digest),
+    RepoTags: [DOCKER_TAG],
+    Layers: layers.map(({ digest }) => blobName(digest)),
+  }));
+  writeAtomically(join(out, "manifest.json"), `${JSON.stringify(forDocker)}\n`);
+}
+
+interface PlatformImage {
+  readonly architecture: string;
+  readonly config: Descriptor;
+  readonly manifest: Descriptor;
+}
+
+function writePlatform(
+  layers: readonly BakedLayer[],
+  architecture: string,
+  { out, prefix }: BakeOptions,
+): PlatformImage {
+  const config = writeBlob(out, MEDIA.config, {
+    created: EPOCH,
+    architecture,
+    os: "linux",
+    config: { Labels: { "run.cog-comfyui.models": prefix } },
+    rootfs: { type: "layers", diff_ids: layers.map(({ digest }) => digest) },
+    history: layers.map(({ paths }) => ({
+      created: EPOCH,
+      created_by: `cog-comfyui weights bake: ${namesText(paths)}`,
+    })),
+  });
+  const manifest = writeBlob(out, MEDIA.manifest, {
+    schemaVersion: 2,
+    mediaType: MEDIA.manifest,
+    config,
+    layers: layers.map(({ digest, size }) => ({ mediaType: MEDIA.layer, digest, size })),
+  });
+  return { architecture, config, manifest };
+}
+
+function namesText(paths: readonly string[]): string {
+  const more = paths.length > 3 ? ` and ${paths.length - 3} more` : "";
+  return `${paths.slice(0, 3).join(", ")}${more}`;
+}
+
+function blobName(digest: string): string {
+  return `blobs/sha256/${digest.slice("sha256:".length)}`;
 }
 
 function writeBlob(out: string, mediaType: string, document: unknown): Descriptor {
@@ -229,7 +262,7 @@ function dockerfile(layers: readonly BakedLayer[], prefix: string): string {
 #
 # or, without Docker, this folder is an OCI image layout:
 #
-#   skopeo copy oci:.:latest docker://registry.example/weights
+#   skopeo copy oci:.:latest docker://registry.example/weights        (or: tar -c . | docker load)
 #
 # The weights lie below ${prefix}; it must be among COMFYUI_MODELS_DIR, as it is in this project's image.
 ARG IMAGE=cog-comfyui-bun

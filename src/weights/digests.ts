@@ -98,6 +98,18 @@ export class DigestBook {
     return entry.sha256;
   }
 
+  /** What the very file had when it was noted, whether or not it was written to since. */
+  expected(path: string): string | undefined {
+    const known = this.known(path);
+    if (known !== undefined) {
+      return known;
+    }
+    const entry = this.#memo.get(path) ?? this.#recall(path);
+    return entry !== undefined && entry.facts.ino === statFacts(path)?.ino
+      ? entry.sha256
+      : undefined;
+  }
+
   /** Reads the file unless its digest is known. */
   async of(path: string, signal?: AbortSignal): Promise<string> {
     const known = this.known(path);

@@ -525,7 +525,7 @@ export class Installer {
     }
     let keep = true;
     try {
-      using _room = await this.#roomFor(job, found);
+      using _room = await this.#roomFor(job, found, opened.path);
       progress.phase("downloading", found.sizeBytes);
       this.#log.info(`Downloading ${job.name}`, {
         source: bareUrl(sourceLabel(source)),
@@ -626,10 +626,14 @@ export class Installer {
     return repair === true || isOurs(this.#partialRoot(job), jobKey(job));
   }
 
-  async #roomFor(job: InstallJob, found: Representation): Promise<Disposable | undefined> {
+  async #roomFor(
+    job: InstallJob,
+    found: Representation,
+    folder: string,
+  ): Promise<Disposable | undefined> {
     const store = this.#store;
     const growth = store?.growth(job, identityOf(found, statedSha256(found.address.source)));
-    return growth === undefined ? undefined : await store?.reserve(job, growth, found.sizeBytes);
+    return growth === undefined ? undefined : await store?.reserve(job, folder, found.sizeBytes);
   }
 
   /** A weight out of an archive goes into the store too, so that no other process unpacks it again. */

@@ -22,7 +22,7 @@ const LeaseDocument = z.object({
   pins: z.record(z.string(), z.array(z.string())),
   /** Blobs that the process's models folders hold links to. */
   links: z.array(z.string()),
-  /** Download key → room taken. */
+  /** Folder that a download grows in → room taken for it. */
   rooms: z.record(z.string(), z.object({ bytes: z.number(), granted: z.boolean() })),
 });
 type LeaseDocument = z.output<typeof LeaseDocument>;

@@ -24,8 +24,8 @@ export interface StorePort {
   growth(job: InstallJob, identity: ObjectIdentity): Growth | undefined;
   /** Puts what the store holds at the job's place, without asking any source; undefined when it holds it not. */
   serve(job: InstallJob, options?: PlaceOptions): Promise<InstalledWeight | undefined>;
-  /** Room for a download that is about to begin. @throws DownloadError NO_SPACE saying what is pinned by whom */
-  reserve(job: InstallJob, growth: Growth, bytes: number | undefined): Promise<Disposable>;
+  /** Room for a download that is about to begin in `folder`. @throws DownloadError NO_SPACE saying what is pinned by whom */
+  reserve(job: InstallJob, folder: string, bytes: number | undefined): Promise<Disposable>;
   /** Takes a verified download in, and puts it at the job's place. */
   take(
     file: VerifiedFile,

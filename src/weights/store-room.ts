@@ -58,7 +58,7 @@ export interface Usage {
   readonly blobBytes: number;
   /** Taken by downloads that go on. */
   readonly roomBytes: number;
-  /** Of it and of what earlier downloads left, on the disk by now. */
+  /** Of it, on the disk by now. */
   readonly partialBytes: number;
 }
 
@@ -116,28 +116,21 @@ export class StoreRoom {
         pins: [...own.map((why) => `${why} (this process)`), ...(pins.get(blob.sha256) ?? [])],
       };
     });
-    const rooms = roomsOf([...others.map(({ rooms: room }) => room), lease?.ownRooms() ?? {}]);
-    const partials = this.#partialBytes();
-    const keys = new Set([...rooms.keys(), ...partials.keys()]);
-    const downloads = [...keys].map((key) => Math.max(rooms.get(key) ?? 0, partials.get(key) ?? 0));
+    const rooms = [...others.map(({ rooms: one }) => one), lease?.ownRooms() ?? {}];
+    const roomBytes = sum(rooms.flatMap((one) => Object.values(one)).map(({ bytes }) => bytes));
+    // What grows in a folder that has room taken is in that room; what others left counts as it lies there.
+    const roomy = new Set(rooms.flatMap((one) => Object.keys(one)));
+    const partials = listPartials([join(root, PARTIAL_FOLDER)]);
+    const left = partials.filter(({ path }) => !roomy.has(path));
     const blobBytes = sum(blobs.map(({ size }) => size));
+    const leftBytes = sum(left.map(({ allocatedBytes }) => allocatedBytes));
     return {
       blobs,
       blobBytes,
-      roomBytes: sum([...rooms.values()]),
-      partialBytes: sum([...partials.values()]),
-      bytes: blobBytes + sum(downloads) + this.#junkBytes(),
+      roomBytes,
+      partialBytes: sum(partials.map(({ allocatedBytes }) => allocatedBytes)) - leftBytes,
+      bytes: blobBytes + roomBytes + leftBytes + this.#junkBytes(),
     };
-  }
-
-  /** What lies of downloads on the disk, by key. */
-  #partialBytes(): Map<string, number> {
-    const bytes = new Map<string, number>();
-    for (const partial of listPartials([join(this.#options.root, PARTIAL_FOLDER)])) {
-      const { destination, allocatedBytes } = partial;
-      bytes.set(destination, (bytes.get(destination) ?? 0) + allocatedBytes);
-    }
-    return bytes;
   }
 
   /** What the first process that brought a blob called it. */
@@ -149,30 +142,35 @@ export class StoreRoom {
    * Room for a download, until the result is disposed: by then its bytes are a blob, or gone.
    * @throws DownloadError NO_SPACE with everything that is pinned, and by whom
    */
-  async take(name: string, key: string, bytes: number, signal?: AbortSignal): Promise<Disposable> {
+  async take(
+    name: string,
+    folder: string,
+    bytes: number,
+    signal?: AbortSignal,
+  ): Promise<Disposable> {
     const { lease, maxBytes } = this.#options;
     if (lease === undefined) {
       return { [Symbol.dispose]: () => undefined };
     }
     const until = performance.now() + Math.max(CONTENTION_MS, this.#options.renewMs * 3);
     for (;;) {
-      lease.setRoom(key, { bytes, granted: false });
+      lease.setRoom(folder, { bytes, granted: false });
       try {
         const verdict = this.#fit();
         if (verdict === "fits") {
-          lease.setRoom(key, { bytes, granted: true });
-          return { [Symbol.dispose]: () => lease.setRoom(key, undefined) };
+          lease.setRoom(folder, { bytes, granted: true });
+          return { [Symbol.dispose]: () => lease.setRoom(folder, undefined) };
         }
         const onlyWishes = verdict === "contended" && performance.now() < until;
         if (!onlyWishes) {
           throw this.#noRoom(name, bytes, maxBytes);
         }
       } catch (error) {
-        lease.setRoom(key, undefined);
+        lease.setRoom(folder, undefined);
         throw error;
       }
       // Two wishes that don't fit together: both step back, and try again at different times.
-      lease.setRoom(key, undefined);
+      lease.setRoom(folder, undefined);
       await sleep(CONTENTION_PAUSE_MS * (0.5 + Math.random() * 2), signal);
     }
   }
@@ -453,17 +451,6 @@ export class StoreRoom {
       },
     );
   }
-}
-
-type Rooms = Readonly<Record<string, { readonly bytes: number; readonly granted: boolean }>>;
-
-/** Several processes at one download take its room once. */
-function roomsOf(all: readonly Rooms[]): Map<string, number> {
-  const rooms = new Map<string, number>();
-  for (const [key, { bytes }] of all.flatMap((one) => Object.entries(one))) {
-    rooms.set(key, Math.max(bytes, rooms.get(key) ?? 0));
-  }
-  return rooms;
 }
 
 function sum(numbers: readonly number[]): number {

@@ -154,10 +154,10 @@ export class WeightStore implements StorePort, Disposable {
     }
   }
 
-  async reserve(job: InstallJob, growth: Growth, bytes: number | undefined): Promise<Disposable> {
+  async reserve(job: InstallJob, folder: string, bytes: number | undefined): Promise<Disposable> {
     const wanted = bytes ?? job.sizeBytes ?? 0;
     // An archive and what is unpacked of it lie there side by side for a moment.
-    return await this.#room.take(job.name, growth.key, isArchive(job) ? 2 * wanted : wanted);
+    return await this.#room.take(job.name, folder, isArchive(job) ? 2 * wanted : wanted);
   }
 
   async take(

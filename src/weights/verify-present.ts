@@ -61,7 +61,7 @@ async function verifyOne(
 ): Promise<VerifiedPresent> {
   const row = manifest.find(weight.name, weight.category)[0];
   const locked = lock?.find(weight.name, weight.category);
-  const sha256 = locked?.sha256 ?? row?.sha256 ?? digests.known(weight.file);
+  const sha256 = locked?.sha256 ?? row?.sha256 ?? digests.expected(weight.file);
   const by = sha256 === undefined ? "format" : "sha256";
   try {
     const sizeBytes = locked?.size ?? row?.size;

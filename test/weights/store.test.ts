@@ -347,3 +347,20 @@ async function until(condition: () => boolean): Promise<void> {
     await Bun.sleep(5);
   }
 }
+
+describe("a digest that was noted", () => {
+  test("is expected of the very file also after it was written to, and of no other in its place", async () => {
+    await using first = user("a");
+    await first.bring(0);
+    const digests = new DigestBook([first.models]);
+    expect(digests.known(first.path(0))).toBe(SHAS[0]!);
+    chmodSync(blob(0), 0o644);
+    writeFileSync(first.path(0), BODIES[1]);
+    expect(digests.known(first.path(0))).toBeUndefined();
+    expect(digests.expected(first.path(0))).toBe(SHAS[0]!);
+    rmSync(first.path(0));
+    writeFileSync(dir.join("another"), "");
+    writeFileSync(first.path(0), BODIES[1]);
+    expect(digests.expected(first.path(0))).toBeUndefined();
+  });
+});
