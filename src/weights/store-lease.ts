@@ -47,11 +47,14 @@ export interface LeaseTimes {
 
 export const DEFAULT_LEASE_TIMES: LeaseTimes = { renewMs: 10_000, silentMs: 60_000 };
 
-/** A process's start time, by which it is told from a later one with the same id. Linux only. */
+/** A process's start time, by which it is told from a later one with the same id; null when it has ended. Linux only. */
 function startTicks(pid: number): string | null {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return text.slice(text.lastIndexOf(")") + 2).split(" ")[19] ?? null;
+    const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+    // Where nobody collects the dead, as in a container without an init, they stay listed.
+    const isDead = fields[0] === "Z" || fields[0] === "X";
+    return isDead ? null : (fields[19] ?? null);
   } catch {
     return null;
   }
