@@ -19,27 +19,24 @@ import { InputShelf } from "./src/media/shelf.ts";
 import { readWorkflowSource } from "./src/media/workflow-source.ts";
 import type { Config } from "./src/platform/env.ts";
 import { readConfig } from "./src/platform/env.ts";
-import { CanceledError, EngineError } from "./src/platform/errors.ts";
+import { EngineError } from "./src/platform/errors.ts";
 import { AddressGuard } from "./src/platform/guard.ts";
 import { HttpClient } from "./src/platform/http.ts";
 import type { JsonObject } from "./src/platform/json.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger } from "./src/platform/log.ts";
-import { formatSize } from "./src/platform/size.ts";
-import type { Tokens } from "./src/weights/credentials.ts";
 import { extractWeights, weightNames } from "./src/weights/extract.ts";
-import type { InstallJob, InstallProgress, Trust } from "./src/weights/plan-types.ts";
-import { decideDownload } from "./src/weights/policy.ts";
+import type { WeightsRequest } from "./src/weights/gate.ts";
+import { WeightGate } from "./src/weights/gate.ts";
+import type { Trust } from "./src/weights/plan-types.ts";
 import type { Validation, WeightRef } from "./src/weights/refs.ts";
-import { weightsMissing } from "./src/weights/report.ts";
-import { respellWeights } from "./src/weights/respell.ts";
 import { describeSuspects, examineNode } from "./src/weights/suspects.ts";
 import { NodeDefinitions } from "./src/workflow/definitions.ts";
 import type { UsedSeed } from "./src/workflow/edits.ts";
 import { randomiseSeeds } from "./src/workflow/edits.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
 import type { ImportFailure, Obstacle } from "./src/workflow/obstacles.ts";
-import { findObstacles, obstacleLine, refusedBeforehand } from "./src/workflow/obstacles.ts";
+import { findObstacles } from "./src/workflow/obstacles.ts";
 import type { AppliedOverride } from "./src/workflow/overrides.ts";
 import { applyOverrides, readOverrides } from "./src/workflow/overrides.ts";
 import { parseWorkflow } from "./src/workflow/parse.ts";
@@ -54,29 +51,12 @@ export interface ComfyUIOptions {
 /** A workflow as callers may give it: read already, an object, or text. */
 export type GivenWorkflow = Workflow | JsonObject | string;
 
-/** What a request wants done about its weights. */
-export interface WeightsRequest {
-  readonly skipCheck?: boolean;
-  readonly downloadMissing?: boolean;
-  readonly tokens?: Tokens;
-  readonly signal?: AbortSignal | undefined;
-  readonly log?: Logger | undefined;
-  readonly onProgress?: ((progress: InstallProgress) => void) | undefined;
-  /** Told which files the run needs, before they are looked at for the last time. */
-  readonly hold?: ((files: readonly string[]) => void) | undefined;
-}
-
 /** What one run needs beside its workflow. */
 export interface RunRequest {
   readonly signal?: AbortSignal | undefined;
   readonly log?: Logger | undefined;
   readonly onProgress?: ((progress: RunProgress) => void) | undefined;
   readonly resetCache?: boolean;
-}
-
-interface TimedCheck {
-  readonly validation: Validation;
-  readonly tookMs: number;
 }
 
 export class ComfyUI implements AsyncDisposable {
@@ -88,6 +68,7 @@ export class ComfyUI implements AsyncDisposable {
   /** For what the operator names. */
   readonly #operatorHttp: HttpClient;
   readonly #memory: MemoryPolicy;
+  readonly #gate: WeightGate;
   #engine: Engine | undefined;
   #shelf: InputShelf | undefined;
   #definitions: NodeDefinitions | undefined;
@@ -102,6 +83,14 @@ export class ComfyUI implements AsyncDisposable {
     this.weights =
       options.weights ?? new WeightsDownloader({ config: this.config, log: this.#log });
     this.#memory = new MemoryPolicy(this.config.COMFYUI_FREE_AFTER);
+    this.#gate = new WeightGate({
+      weights: this.weights,
+      policy: this.config.WEIGHTS_POLICY,
+      maxBytes: this.config.WEIGHTS_REQUEST_MAX_BYTES,
+      log: this.#log,
+      check: (workflow) => this.check_weights(workflow),
+      obstacles: (workflow, signal) => this.obstaclesNow(workflow, signal),
+    });
     const proxy = {
       http: this.config.HTTP_PROXY,
       https: this.config.HTTPS_PROXY,
@@ -241,44 +230,7 @@ export class ComfyUI implements AsyncDisposable {
    *   EngineError PROMPT_REJECTED with the latter alone
    */
   async handle_weights(given: GivenWorkflow, request: WeightsRequest = {}): Promise<Workflow> {
-    const workflow = asWorkflow(given);
-    const log = request.log ?? this.#log;
-    if (request.skipCheck === true) {
-      log.warn(
-        "skip_weight_check: no weight was checked and none will be fetched. ComfyUI may fail while it loads.",
-      );
-      return workflow;
-    }
-    const looked = this.timedCheck(workflow);
-    const { missing } = looked.validation;
-    const isLinked =
-      missing.length > 0 && (await this.weights.link_stored(missing, request.signal));
-    const first = isLinked ? this.timedCheck(workflow) : looked;
-    const checked = (await this.arriving(workflow, first.validation, request)) ?? first;
-    const obstacles = await this.obstaclesNow(workflow, request.signal);
-    const isMissing = checked.validation.missing.length > 0;
-    if (!isMissing && obstacles.some(({ blocks }) => blocks)) {
-      throw refusedBeforehand(obstacles);
-    }
-    const { validation, tookMs } = isMissing
-      ? await this.fetchMissing(workflow, checked.validation, { ...request, obstacles })
-      : checked;
-    if (request.hold !== undefined) {
-      request.hold(validation.present.map(({ file }) => file));
-      // Between the look and the hold another process may have evicted one; from now on none can.
-      if (this.weights.store !== undefined && this.check_weights(workflow).missing.length > 0) {
-        return await this.handle_weights(workflow, request);
-      }
-    }
-    this.tell(validation, tookMs, log);
-    for (const obstacle of obstacles) {
-      log.warn(`${obstacleLine(obstacle)}; going on`);
-    }
-    const { graph, respelled } = respellWeights(workflow.graph, validation.present);
-    for (const { nodeId, from, to } of respelled) {
-      log.info(`Node ${nodeId}: "${from}" is given to ComfyUI as "${to}"`);
-    }
-    return { ...workflow, graph };
+    return await this.#gate.pass(asWorkflow(given), request);
   }
 
   /** Brings input files to the engine and rewrites the graph. Dispose what it returns when the run is over. */
@@ -452,118 +404,6 @@ export class ComfyUI implements AsyncDisposable {
     });
   }
 
-  private timedCheck(workflow: Workflow): TimedCheck {
-    const started = performance.now();
-    const validation = this.check_weights(workflow);
-    return { validation, tookMs: performance.now() - started };
-  }
-
-  /** Waits for exactly those preloaded weights that the workflow needs and that are not there yet. */
-  private async arriving(
-    workflow: Workflow,
-    { missing }: Validation,
-    request: WeightsRequest,
-  ): Promise<TimedCheck | undefined> {
-    const { arrivals } = this.weights;
-    const wanted = (): InstallJob[] =>
-      arrivals.outstanding(
-        missing.flatMap((one) => {
-          const found = this.weights.resolve(one, "operator");
-          return found.kind === "jobs" ? found.jobs : [];
-        }),
-      );
-    if (missing.length === 0 || (wanted().length === 0 && !arrivals.hasSteps)) {
-      return undefined;
-    }
-    const log = request.log ?? this.#log;
-    if (this.config.WEIGHTS_POLICY === "fail") {
-      // Requests don't wait here; the weight comes all the same, for the next one.
-      void arrivals.bring(wanted()).catch(() => undefined);
-      return undefined;
-    }
-    if (wanted().length < missing.length && arrivals.hasSteps) {
-      log.info("Waiting for the operator's own weights, which are on their way");
-      await untilAborted(arrivals.settled(), request.signal);
-    }
-    const jobs = wanted();
-    if (jobs.length > 0) {
-      log.info(`Waiting for ${jobs.map(({ name }) => name).join(", ")}`);
-      await arrivals.bring(jobs, { signal: request.signal, onProgress: request.onProgress });
-    }
-    return this.timedCheck(workflow);
-  }
-
-  /** What of the missing is arriving by itself, for a request that may not wait for it. */
-  private onTheWay({ missing }: Validation): string {
-    const names = new Set(missing.map(({ ref }) => ref.name));
-    const coming = this.weights.arrivals
-      .list()
-      .filter(({ name, state }) => state === "loading" && names.has(name))
-      .map(({ name, doneBytes, totalBytes }) =>
-        doneBytes === undefined || totalBytes === undefined
-          ? name
-          : `${name} (${formatSize(doneBytes)} of ${formatSize(totalBytes)})`,
-      );
-    return coming.length === 0 ? "" : ` On the way, so try again later: ${coming.join(", ")}.`;
-  }
-
-  private async fetchMissing(
-    workflow: Workflow,
-    validation: Validation,
-    request: WeightsRequest & { readonly obstacles: readonly Obstacle[] },
-  ): Promise<TimedCheck> {
-    const decision = decideDownload(this.config.WEIGHTS_POLICY, request.downloadMissing === true);
-    const unsourced = validation.missing.filter(
-      (missing) => this.weights.resolve(missing, "request").kind !== "jobs",
-    );
-    // Nothing is fetched for a workflow that ComfyUI would refuse afterwards.
-    const isRefused = request.obstacles.some(({ blocks }) => blocks);
-    if (decision.action === "fail" || unsourced.length > 0 || isRefused) {
-      throw weightsMissing(validation, this.weights.manifest, {
-        obstacles: request.obstacles,
-        why:
-          unsourced.length === 0 && decision.action === "fail"
-            ? `${decision.why}${this.onTheWay(validation)}`
-            : undefined,
-        canRequestDownload: this.config.WEIGHTS_POLICY !== "fail",
-      });
-    }
-    const log = request.log ?? this.#log;
-    const jobs = validation.missing.flatMap((missing) => this.weights.jobs_for(missing, "request"));
-    log.info(
-      `Fetching ${jobs.length} missing weight${jobs.length === 1 ? "" : "s"}: ${jobs.map(({ name }) => name).join(", ")}`,
-    );
-    const installed = await this.weights.install(jobs, {
-      signal: request.signal,
-      onProgress: request.onProgress,
-      requestTokens: request.tokens,
-      maxBytes: this.config.WEIGHTS_REQUEST_MAX_BYTES,
-    });
-    for (const { name, sizeBytes, source } of installed) {
-      log.info(`Fetched and verified ${name} (${formatSize(sizeBytes)}) from ${source}`);
-    }
-    const after = this.timedCheck(workflow);
-    if (after.validation.missing.length > 0) {
-      throw weightsMissing(after.validation, this.weights.manifest);
-    }
-    return after;
-  }
-
-  private tell(validation: Validation, tookMs: number, log: Logger): void {
-    const count = validation.present.length;
-    log.info(
-      `${count} weight${count === 1 ? "" : "s"} checked in ${tookMs.toFixed(1)} ms, all there`,
-    );
-    for (const { ref, state } of validation.warnings) {
-      log.warn(
-        `${ref.name} is ${state}, as far as can be told (node ${ref.nodeId ?? "?"}, ${ref.reason}); going on`,
-      );
-    }
-    for (const ref of validation.ignored) {
-      log.info(`${ref.name} is not there and ignored, as asked`);
-    }
-  }
-
   /** Where files go that come from an engine elsewhere, and texts. */
   private ownOutputs(): string {
     return join(this.config.workDir, `cog-comfyui-out-${process.pid}`);
@@ -582,18 +422,6 @@ export class ComfyUI implements AsyncDisposable {
     this.requireEngine();
     this.#shelf ??= new InputShelf(this.requireEngine());
     return this.#shelf;
-  }
-}
-
-async function untilAborted(work: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
-  signal?.throwIfAborted();
-  const { promise, reject } = Promise.withResolvers<never>();
-  const cancel = (): void => reject(new CanceledError());
-  signal?.addEventListener("abort", cancel, { once: true });
-  try {
-    await Promise.race([work, promise]);
-  } finally {
-    signal?.removeEventListener("abort", cancel);
   }
 }
 

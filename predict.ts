@@ -5,7 +5,7 @@
  */
 import { readFile } from "node:fs/promises";
 import { z } from "zod";
-import type { GivenWorkflow, WeightsRequest } from "./comfyui.ts";
+import type { GivenWorkflow } from "./comfyui.ts";
 import { ComfyUI } from "./comfyui.ts";
 import { runMain } from "./src/cli/main.ts";
 import { describedInputs } from "./src/cog/described-inputs.ts";
@@ -32,6 +32,7 @@ import { HttpClient } from "./src/platform/http.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger, teeLogger } from "./src/platform/log.ts";
 import { sleep } from "./src/platform/retry.ts";
+import type { WeightsRequest } from "./src/weights/gate.ts";
 import { describePlan, planInstall } from "./src/weights/plan.ts";
 import type { InstallJob, InstallProgress } from "./src/weights/plan-types.ts";
 import { weightsMissing } from "./src/weights/report.ts";
