@@ -30,6 +30,7 @@ import type { WeightsRequest } from "./src/weights/gate.ts";
 import { WeightGate } from "./src/weights/gate.ts";
 import type { Trust } from "./src/weights/plan-types.ts";
 import type { Validation, WeightRef } from "./src/weights/refs.ts";
+import { proxyOf } from "./src/weights/settings.ts";
 import { describeSuspects, examineNode } from "./src/weights/suspects.ts";
 import { NodeDefinitions } from "./src/workflow/definitions.ts";
 import type { UsedSeed } from "./src/workflow/edits.ts";
@@ -91,11 +92,7 @@ export class ComfyUI implements AsyncDisposable {
       check: (workflow) => this.check_weights(workflow),
       obstacles: (workflow, signal) => this.obstaclesNow(workflow, signal),
     });
-    const proxy = {
-      http: this.config.HTTP_PROXY,
-      https: this.config.HTTPS_PROXY,
-      no: this.config.NO_PROXY,
-    };
+    const proxy = proxyOf(this.config);
     this.#clientHttp = new HttpClient({
       guard: new AddressGuard(this.config.ALLOW_PRIVATE_NETWORK),
       proxy,

@@ -3,7 +3,6 @@
  * The model's public contract: its inputs, and the `Predictor` whose `setup` and `predict` read as what happens. Also the
  * composition root and the entry of everything: without a command it is the Cog server, with one the command line.
  */
-import { readFile } from "node:fs/promises";
 import { z } from "zod";
 import type { GivenWorkflow } from "./comfyui.ts";
 import { ComfyUI } from "./comfyui.ts";
@@ -19,23 +18,25 @@ import {
 } from "./src/cog/inputs.ts";
 import type { CogModel } from "./src/cog/predictor.ts";
 import { OutputFile } from "./src/cog/predictor.ts";
-import type { RunProgress } from "./src/comfy/engine.ts";
-import { progressLine } from "./src/comfy/progress-line.ts";
+import { progressLine, runState } from "./src/comfy/progress-line.ts";
 import type { PlacedInputs } from "./src/media/inputs.ts";
 import { optimiseOutputs } from "./src/media/optimise.ts";
 import { OutputStore } from "./src/media/output-store.ts";
 import type { ServedWorkflow } from "./src/media/served.ts";
+import { readUploadedWorkflow } from "./src/media/workflow-source.ts";
 import type { Config } from "./src/platform/env.ts";
-import { fromProject, readConfig } from "./src/platform/env.ts";
-import { EngineError, InputError } from "./src/platform/errors.ts";
+import { fromOperator, readConfig } from "./src/platform/env.ts";
+import { EngineError } from "./src/platform/errors.ts";
 import { HttpClient } from "./src/platform/http.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger, teeLogger } from "./src/platform/log.ts";
 import { sleep } from "./src/platform/retry.ts";
 import type { WeightsRequest } from "./src/weights/gate.ts";
 import { describePlan, planInstall } from "./src/weights/plan.ts";
-import type { InstallJob, InstallProgress } from "./src/weights/plan-types.ts";
+import type { InstallJob } from "./src/weights/plan-types.ts";
+import { downloadState } from "./src/weights/progress.ts";
 import { weightsMissing } from "./src/weights/report.ts";
+import { proxyOf } from "./src/weights/settings.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
 import { refusedBeforehand } from "./src/workflow/obstacles.ts";
 import { parseWorkflow } from "./src/workflow/parse.ts";
@@ -282,7 +283,7 @@ export class Predictor implements AsyncDisposable {
     context: RunContext = {},
   ): Promise<void> {
     const { signal } = context;
-    const given = typeof workflowJson === "string" ? operatorPath(workflowJson) : workflowJson;
+    const given = typeof workflowJson === "string" ? fromOperator(workflowJson) : workflowJson;
     const options = { trust: "operator", signal } as const;
     const looked = await this.comfyui.load_workflow(given, { ...options, allowUnnamed: true });
     if (looked.unnamed !== undefined) {
@@ -347,7 +348,7 @@ export class Predictor implements AsyncDisposable {
     const options = { trust: "operator", signal } as const;
     // Choices among weights: some have just been installed.
     await this.comfyui.refresh_definitions(signal);
-    const workflow = await this.comfyui.load_workflow(operatorPath(given), options);
+    const workflow = await this.comfyui.load_workflow(fromOperator(given), options);
     const obstacles = this.comfyui.find_obstacles(workflow);
     if (obstacles.some(({ blocks }) => blocks)) {
       throw refusedBeforehand(obstacles);
@@ -366,7 +367,7 @@ export class Predictor implements AsyncDisposable {
 
   private async loadWorkflow(wanted: PredictInput, { signal, log }: Run): Promise<Workflow> {
     if (wanted.workflow_json === WORKFLOW_IS_INPUT_FILE) {
-      return parseWorkflow(await uploadedWorkflow(wanted.input_file), {
+      return parseWorkflow(await readUploadedWorkflow(wanted.input_file), {
         definitions: this.comfyui.definitions,
       });
     }
@@ -375,7 +376,7 @@ export class Predictor implements AsyncDisposable {
     }
     const standing = this.config.PRELOAD_WORKFLOW[0] ?? EXAMPLE_WORKFLOW;
     log.info(`No workflow_json was given: running ${standing}`);
-    const path = operatorPath(standing);
+    const path = fromOperator(standing);
     return await this.comfyui.load_workflow(path, { trust: "operator", signal });
   }
 
@@ -387,7 +388,7 @@ export class Predictor implements AsyncDisposable {
     }
     const log = teeLogger(this.#log, context.log);
     const options = { trust: "operator", signal: context.signal } as const;
-    const loaded = await this.comfyui.load_workflow(operatorPath(given), options);
+    const loaded = await this.comfyui.load_workflow(fromOperator(given), options);
     const workflow = await this.comfyui.handle_weights(loaded, { signal: context.signal, log });
     const result = await this.comfyui.run_workflow(workflow, { signal: context.signal, log });
     this.comfyui.cleanup(await this.comfyui.get_files(result, { returnTempFiles: true, log }));
@@ -448,9 +449,7 @@ export class Predictor implements AsyncDisposable {
 /** The predictor as the Cog protocol sees it: a list of files, removed once they are on their way. */
 export function cogModel(predictor: Predictor): CogModel {
   const { config } = predictor;
-  const http = new HttpClient({
-    proxy: { http: config.HTTP_PROXY, https: config.HTTPS_PROXY, no: config.NO_PROXY },
-  });
+  const http = new HttpClient({ proxy: proxyOf(config) });
   const store =
     config.OUTPUT_STORE_URL === undefined
       ? undefined
@@ -486,26 +485,6 @@ export function cogModel(predictor: Predictor): CogModel {
   };
 }
 
-/** Progress of a run as an event's data. */
-function runState(progress: RunProgress): Record<string, string | number | null> {
-  const { nodeId, nodeTitle, classType, value, max, finished, total } = progress;
-  return {
-    node: nodeId,
-    title: nodeTitle,
-    class_type: classType,
-    value: value ?? null,
-    max: max ?? null,
-    finished_nodes: finished,
-    total_nodes: total,
-  };
-}
-
-/** Progress of a download as an event's data. */
-function downloadState(progress: InstallProgress): Record<string, string | number | null> {
-  const { name, phase, doneBytes, totalBytes } = progress;
-  return { weight: name, phase, done_bytes: doneBytes, total_bytes: totalBytes ?? null };
-}
-
 function weightsRequest(wanted: Switches): WeightsRequest {
   return {
     skipCheck: wanted.skip_weight_check,
@@ -517,24 +496,6 @@ function weightsRequest(wanted: Switches): WeightsRequest {
 /** The uploaded file, unless it was the workflow itself. */
 function workflowInput(wanted: PredictInput): string | undefined {
   return wanted.workflow_json === WORKFLOW_IS_INPUT_FILE ? undefined : wanted.input_file;
-}
-
-async function uploadedWorkflow(path: string | undefined): Promise<Uint8Array> {
-  if (path === undefined) {
-    throw new InputError(
-      "INPUT_INVALID",
-      "workflow_json says input_file, but no input_file was sent",
-      {
-        hint: "Send the workflow as input_file, or put its JSON or address into workflow_json.",
-      },
-    );
-  }
-  return await readFile(path);
-}
-
-/** What the operator writes as a path is relative to the project; texts and addresses stay. */
-function operatorPath(given: string): string {
-  return /^\s*[[{]|^[a-z][a-z0-9+.-]*:/i.test(given) ? given : fromProject(given);
 }
 
 if (import.meta.main) {

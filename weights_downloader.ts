@@ -2,23 +2,21 @@
  * `WeightsDownloader`: which weights are known, whether they are there, where they come from, and bringing them. It holds
  * the manifest, the models folders and the installer; the work is done in `src/weights` and `src/models`.
  */
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { ModelFolders } from "./src/models/folders.ts";
 import { completeHubCache } from "./src/models/hub-cache.ts";
 import type { Config } from "./src/platform/env.ts";
 import { fromProject, PROJECT_ROOT, readConfig } from "./src/platform/env.ts";
-import { messageOf, WeightError } from "./src/platform/errors.ts";
+import { WeightError } from "./src/platform/errors.ts";
 import { isInside } from "./src/platform/files.ts";
 import { AddressGuard } from "./src/platform/guard.ts";
 import { HttpClient } from "./src/platform/http.ts";
 import type { Logger } from "./src/platform/log.ts";
 import { silentLogger } from "./src/platform/log.ts";
-import { redactUrl } from "./src/platform/redact.ts";
 import { Arrivals } from "./src/weights/arrivals.ts";
 import type { Surroundings } from "./src/weights/bring.ts";
 import { bringWeights, linkStored, removeWeight } from "./src/weights/bring.ts";
-import { Credentials } from "./src/weights/credentials.ts";
+import type { Credentials } from "./src/weights/credentials.ts";
 import { DigestBook } from "./src/weights/digests.ts";
 import type { InstallOptions } from "./src/weights/install.ts";
 import { Installer } from "./src/weights/install.ts";
@@ -33,6 +31,13 @@ import type { InstalledWeight, InstallJob, Trust } from "./src/weights/plan-type
 import type { MissingWeight, PresentWeight, Validation, WeightRef } from "./src/weights/refs.ts";
 import type { Resolution, ResolveOptions } from "./src/weights/resolve.ts";
 import { kitJobs, namedRef, resolveWeight } from "./src/weights/resolve.ts";
+import {
+  credentialsOf,
+  folderSources,
+  proxyOf,
+  readManifest,
+  s3Of,
+} from "./src/weights/settings.ts";
 import { WeightStore } from "./src/weights/store.ts";
 import { LocalCopies } from "./src/weights/store-stage.ts";
 import { Tasks } from "./src/weights/tasks.ts";
@@ -44,9 +49,6 @@ export interface WeightsDownloaderOptions {
   readonly config?: Config | undefined;
   readonly log?: Logger | undefined;
 }
-
-/** A manifest with ten thousand rows has a few megabytes. */
-const MAX_MANIFEST_BYTES = 32 * 2 ** 20;
 
 export class WeightsDownloader implements AsyncDisposable {
   readonly config: Config;
@@ -191,8 +193,7 @@ export class WeightsDownloader implements AsyncDisposable {
   async load_manifest(signal?: AbortSignal): Promise<void> {
     const { WEIGHTS_MANIFEST: source } = this.config;
     if (source !== undefined) {
-      const text = await this.readManifest(source, signal);
-      this.add_manifest(Manifest.parseText(text, redactUrl(source)));
+      this.add_manifest(await readManifest(source, this.#http, signal));
     }
   }
 
@@ -433,26 +434,6 @@ export class WeightsDownloader implements AsyncDisposable {
       ...(config.WEIGHTS_CACHE_DIR === undefined ? {} : { store: () => this.store }),
     });
   }
-
-  private async readManifest(source: string, signal: AbortSignal | undefined): Promise<string> {
-    try {
-      if (!/^https?:\/\//i.test(source)) {
-        return await readFile(fromProject(source), "utf8");
-      }
-      const response = await this.#http.request(source, { signal });
-      if (response.status !== 200) {
-        await response.discard();
-        throw new Error(`it answers ${response.status}`);
-      }
-      return await response.text(MAX_MANIFEST_BYTES);
-    } catch (cause) {
-      throw new WeightError(
-        "MANIFEST_INVALID",
-        `The manifest ${redactUrl(source)} can't be read: ${messageOf(cause)}`,
-        { cause, hint: "Set WEIGHTS_MANIFEST to the path or address of a manifest." },
-      );
-    }
-  }
 }
 
 function nameOf(wanted: MissingWeight | WeightRef | string): string {
@@ -460,39 +441,4 @@ function nameOf(wanted: MissingWeight | WeightRef | string): string {
     return wanted;
   }
   return "ref" in wanted ? wanted.ref.name : wanted.name;
-}
-
-function folderSources(config: Config): Parameters<typeof ModelFolders.fromDirs>[0] {
-  return {
-    modelsDirs: config.modelsDirs,
-    comfyDir: config.COMFYUI_PATH,
-    extraModelPaths: config.COMFYUI_EXTRA_MODEL_PATHS.map(fromProject),
-    env: config.env,
-    hfHome: config.env["HF_HOME"],
-  };
-}
-
-function credentialsOf(config: Config): Credentials {
-  return new Credentials({
-    operator: { huggingFace: config.HF_TOKEN, civitai: config.CIVITAI_API_TOKEN },
-    hfEndpoint: config.HF_ENDPOINT,
-  });
-}
-
-function proxyOf(config: Config): {
-  http?: string | undefined;
-  https?: string | undefined;
-  no?: string | undefined;
-} {
-  return { http: config.HTTP_PROXY, https: config.HTTPS_PROXY, no: config.NO_PROXY };
-}
-
-function s3Of({ env }: Config): ConstructorParameters<typeof Installer>[0]["s3"] {
-  return {
-    accessKeyId: env["AWS_ACCESS_KEY_ID"],
-    secretAccessKey: env["AWS_SECRET_ACCESS_KEY"],
-    sessionToken: env["AWS_SESSION_TOKEN"],
-    region: env["AWS_REGION"] ?? env["AWS_DEFAULT_REGION"],
-    endpoint: env["AWS_ENDPOINT_URL_S3"] ?? env["AWS_ENDPOINT_URL"],
-  };
 }

@@ -17,3 +17,17 @@ export function progressLine(progress: RunProgress): string {
   const percent = String(Math.round(share * 100)).padStart(3);
   return `${percent}%|${bar}| ${finished}/${total} [${nodeTitle || classType}${steps}]`;
 }
+
+/** Progress of a run as the data of an event. */
+export function runState(progress: RunProgress): Record<string, string | number | null> {
+  const { nodeId, nodeTitle, classType, value, max, finished, total } = progress;
+  return {
+    node: nodeId,
+    title: nodeTitle,
+    class_type: classType,
+    value: value ?? null,
+    max: max ?? null,
+    finished_nodes: finished,
+    total_nodes: total,
+  };
+}

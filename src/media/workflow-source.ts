@@ -122,3 +122,15 @@ async function readPath(path: string): Promise<Uint8Array> {
     });
   }
 }
+
+/** The uploaded file as a workflow, for a request whose `workflow_json` is the word `input_file`. */
+export async function readUploadedWorkflow(path: string | undefined): Promise<Uint8Array> {
+  if (path === undefined) {
+    throw new InputError(
+      "INPUT_INVALID",
+      "workflow_json says input_file, but no input_file was sent",
+      { hint: "Send the workflow as input_file, or put its JSON or address into workflow_json." },
+    );
+  }
+  return await readPath(path);
+}

@@ -191,6 +191,11 @@ export function fromProject(path: string): string {
   return isAbsolute(path) ? path : resolve(PROJECT_ROOT, path);
 }
 
+/** What the operator writes as a path is relative to the project; JSON text and addresses stay as they are. */
+export function fromOperator(given: string): string {
+  return /^\s*[[{]|^[a-z][a-z0-9+.-]*:/i.test(given) ? given : fromProject(given);
+}
+
 function modelsDirs(env: Env): string[] {
   if (env.COMFYUI_MODELS_DIR.length > 0) {
     return env.COMFYUI_MODELS_DIR.map(fromProject);

@@ -107,3 +107,9 @@ function durationText(seconds: number): string {
   }
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
+
+/** Progress of a download as the data of an event. */
+export function downloadState(progress: InstallProgress): Record<string, string | number | null> {
+  const { name, phase, doneBytes, totalBytes } = progress;
+  return { weight: name, phase, done_bytes: doneBytes, total_bytes: totalBytes ?? null };
+}
