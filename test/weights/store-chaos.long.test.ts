@@ -50,8 +50,11 @@ test(
     const store = dir.join("store");
     const problems: string[] = [];
     const counts = { brought: 0, fetched: 0, full: 0, evicted: 0, killed: 0, slept: 0, checks: 0 };
+    // Every one that was ever started: an actor whose process was replaced twice at once would lose one otherwise.
+    const started: StoreProcess[] = [];
     const start = async (models: string): Promise<StoreProcess> => {
       const child = new StoreProcess({ store, models, maxBytes: MAX_BYTES, busyPatienceMs: 1500 });
+      started.push(child);
       await child.next();
       return child;
     };
@@ -163,7 +166,7 @@ test(
       await Promise.all([...actors.map(live), assassin(), look()]);
       problems.push(...lookAtBlobs(store, true));
     } finally {
-      await Promise.all(actors.map(({ process: child }) => child.kill()));
+      await Promise.all(started.map((child) => child.kill()));
       if (shm !== undefined) {
         rmSync(shm, { recursive: true, force: true });
       }
