@@ -1,5 +1,6 @@
 /** Node packs that ComfyUI found but could not load, read from its log: its API only shows that classes are missing. */
 import type { ImportFailure } from "../workflow/obstacles.ts";
+import { withoutAnsi } from "./log-ring.ts";
 
 /** The reason, as it is logged when the import fails. */
 const CANNOT_IMPORT = /Cannot import (.+?) module for custom nodes:/;
@@ -12,7 +13,7 @@ const MAX_LINE_LENGTH = 500;
 export function importFailures(lines: readonly string[]): ImportFailure[] {
   const found = new Map<string, string>();
   for (const raw of lines) {
-    const line = raw.trim().slice(0, MAX_LINE_LENGTH);
+    const line = withoutAnsi(raw).trim().slice(0, MAX_LINE_LENGTH);
     const reason = CANNOT_IMPORT.exec(line)?.[1];
     const listed = IMPORT_FAILED.exec(line)?.[1];
     if (reason !== undefined) {

@@ -11,6 +11,11 @@ const MAX_LINE_LENGTH = 2000;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: escape sequences begin with a control character
 const ANSI = /\u001b\[[0-9;?]*[ -/]*[@-~]|\u001b\][^\u0007\u001b]*(?:\u0007|\u001b\\)/g;
 
+/** Text without colours and other terminal sequences: ComfyUI 0.33 writes them even into a pipe. */
+export function withoutAnsi(text: string): string {
+  return text.replace(ANSI, "");
+}
+
 export class LogRing {
   readonly #lines: string[] = [];
   readonly #forward: (line: string) => void;
@@ -25,7 +30,7 @@ export class LogRing {
   }
 
   add(raw: string): void {
-    const text = raw.replace(ANSI, "").trimEnd();
+    const text = withoutAnsi(raw).trimEnd();
     const drawn = text.slice(text.lastIndexOf("\r") + 1);
     if (drawn.trim() === "") {
       return;

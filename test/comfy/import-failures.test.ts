@@ -23,3 +23,15 @@ test("packs that did not load are found in ComfyUI's log, with the reason where 
     { folder: "nodes_audio.py", line: "IMPORT FAILED: nodes_audio.py" },
   ]);
 });
+
+test("lines of a real ComfyUI 0.33 are told without its colours", () => {
+  // As it came through /internal/logs/raw.
+  const line =
+    "\u001b[1m\u001b[33m[WARNING]\u001b[0m Cannot import /c/custom_nodes/ComfyUI-KJNodes module for custom nodes: No module named 'x'\n";
+  expect(importFailures([line])).toEqual([
+    {
+      folder: "ComfyUI-KJNodes",
+      line: "[WARNING] Cannot import /c/custom_nodes/ComfyUI-KJNodes module for custom nodes: No module named 'x'",
+    },
+  ]);
+});
