@@ -34,7 +34,7 @@ import { sleep } from "./src/platform/retry.ts";
 import type { WeightsRequest } from "./src/weights/gate.ts";
 import { describePlan, planInstall } from "./src/weights/plan.ts";
 import type { InstallJob } from "./src/weights/plan-types.ts";
-import { downloadState } from "./src/weights/progress.ts";
+import { downloadState, progressLines } from "./src/weights/progress.ts";
 import { weightsMissing } from "./src/weights/report.ts";
 import { proxyOf } from "./src/weights/settings.ts";
 import type { Workflow } from "./src/workflow/graph.ts";
@@ -134,6 +134,12 @@ interface Asked {
   readonly inputFile?: string | undefined;
   /** Further local files, which the graph names by their paths. */
   readonly files?: readonly string[];
+}
+
+/** Weights that belong together, and what they are for. */
+interface PreloadSet {
+  readonly title: string;
+  readonly jobs: readonly InstallJob[];
 }
 
 /** Runs when no workflow is given and none is preloaded: needs no weight and no input. */
@@ -271,7 +277,7 @@ export class Predictor implements AsyncDisposable {
 
   /** Fetches the weights of a kit. @throws WeightError KIT_UNKNOWN naming the known kits */
   async preload_base_kit(kitName: string, context: RunContext = {}): Promise<void> {
-    await this.install(`Kit ${kitName}`, this.weights.kit_jobs(kitName), context);
+    await this.install([this.kitSet(kitName)], context);
   }
 
   /**
@@ -282,29 +288,7 @@ export class Predictor implements AsyncDisposable {
     workflowJson: GivenWorkflow,
     context: RunContext = {},
   ): Promise<void> {
-    const { signal } = context;
-    const given = typeof workflowJson === "string" ? fromOperator(workflowJson) : workflowJson;
-    const options = { trust: "operator", signal } as const;
-    const looked = await this.comfyui.load_workflow(given, { ...options, allowUnnamed: true });
-    if (looked.unnamed !== undefined) {
-      // Only the engine knows the names of their values.
-      await this.#booting;
-    }
-    const workflow =
-      looked.unnamed === undefined ? looked : await this.comfyui.load_workflow(given, options);
-    const validation = this.comfyui.check_weights(workflow, "operator");
-    const sources = validation.missing.map((one) => this.weights.resolve(one, "operator"));
-    if (sources.some(({ kind }) => kind !== "jobs")) {
-      throw weightsMissing(validation, this.weights.manifest);
-    }
-    const missing = sources.flatMap((source) => (source.kind === "jobs" ? source.jobs : []));
-    // What is there is held against the lock file too; nothing is asked of any source for it.
-    const jobs = [...missing, ...this.weights.locked_jobs(validation.present)];
-    for (const { file } of validation.present) {
-      this.weights.pin([file], "preloaded");
-    }
-    const name = typeof workflowJson === "string" ? workflowJson : "workflow";
-    await this.install(`Preloading ${name.length > 200 ? "workflow" : name}`, jobs, context);
+    await this.install([await this.workflowSet(workflowJson, context)], context);
   }
 
   /** Brings the input file, and addresses in the workflow, to ComfyUI. Dispose the result after the run. */
@@ -407,42 +391,84 @@ export class Predictor implements AsyncDisposable {
     return seeded;
   }
 
-  /** Kits and workflows: waited for, on their way, or only noted, as `PRELOAD_MODE` says. */
+  private kitSet(kitName: string): PreloadSet {
+    return { title: `Kit ${kitName}`, jobs: this.weights.kit_jobs(kitName) };
+  }
+
+  /** @throws WeightError WEIGHTS_MISSING when no source is known for one of its weights */
+  private async workflowSet(workflowJson: GivenWorkflow, context: RunContext): Promise<PreloadSet> {
+    const { signal } = context;
+    const given = typeof workflowJson === "string" ? fromOperator(workflowJson) : workflowJson;
+    const options = { trust: "operator", signal } as const;
+    const looked = await this.comfyui.load_workflow(given, { ...options, allowUnnamed: true });
+    if (looked.unnamed !== undefined) {
+      // Only the engine knows the names of their values.
+      await this.#booting;
+    }
+    const workflow =
+      looked.unnamed === undefined ? looked : await this.comfyui.load_workflow(given, options);
+    const validation = this.comfyui.check_weights(workflow, "operator");
+    const sources = validation.missing.map((one) => this.weights.resolve(one, "operator"));
+    if (sources.some(({ kind }) => kind !== "jobs")) {
+      throw weightsMissing(validation, this.weights.manifest);
+    }
+    const missing = sources.flatMap((source) => (source.kind === "jobs" ? source.jobs : []));
+    // What is there is held against the lock file too; nothing is asked of any source for it.
+    const jobs = [...missing, ...this.weights.locked_jobs(validation.present)];
+    for (const { file } of validation.present) {
+      this.weights.pin([file], "preloaded");
+    }
+    const name = typeof workflowJson === "string" ? workflowJson : "workflow";
+    return { title: `Preloading ${name.length > 200 ? "workflow" : name}`, jobs };
+  }
+
+  /** Kits and workflows as one plan: waited for, on their way, or only noted, as `PRELOAD_MODE` says. */
   private async preloadKnown(context: RunContext): Promise<void> {
-    for (const kit of this.config.BASE_MODEL_KIT) {
-      await this.preload_base_kit(kit, context);
+    const { BASE_MODEL_KIT, PRELOAD_WORKFLOW, WORKFLOW, PRELOAD_MODE } = this.config;
+    const workflows = WORKFLOW === undefined ? PRELOAD_WORKFLOW : [WORKFLOW, ...PRELOAD_WORKFLOW];
+    const sets = BASE_MODEL_KIT.map((kit) => this.kitSet(kit));
+    for (const workflow of workflows) {
+      sets.push(await this.workflowSet(workflow, context));
     }
-    const { PRELOAD_WORKFLOW: workflows, WORKFLOW: served, PRELOAD_MODE: mode } = this.config;
-    for (const workflow of served === undefined ? workflows : [served, ...workflows]) {
-      await this.preload_workflow_weights(workflow, context);
-    }
-    if (mode === "background") {
+    await this.install(sets, context);
+    if (PRELOAD_MODE === "background") {
       this.weights.arrivals.start();
     }
   }
 
-  private async install(
-    title: string,
-    jobs: readonly InstallJob[],
-    context: RunContext,
-  ): Promise<void> {
+  /** Brings sets of weights, all at once: what two of them need is fetched once. */
+  private async install(sets: readonly PreloadSet[], context: RunContext): Promise<void> {
     const log = teeLogger(this.#log, context.log);
     const { arrivals } = this.weights;
+    const jobs = sets.flatMap((set) => set.jobs);
     if (this.config.PRELOAD_MODE !== "wait") {
       arrivals.expect(jobs);
-      const count = arrivals.outstanding(jobs).length;
       const when = this.config.PRELOAD_MODE === "lazy" ? "at their first use" : "in the background";
-      log.info(`${title}: ${jobs.length - count} there, ${count} arrive ${when}`);
+      for (const { title, jobs: own } of sets) {
+        const count = arrivals.outstanding(own).length;
+        log.info(`${title}: ${own.length - count} there, ${count} arrive ${when}`);
+      }
       return;
     }
     const plan = await planInstall(jobs, { roots: this.config.modelsDirs });
-    log.info(
-      `${title}: ${plan.jobs.length === 0 ? "everything is there" : `\n${describePlan(plan)}`}`,
-    );
-    const installed = await this.weights.install(jobs, { signal: context.signal });
+    if (plan.jobs.length > 0) {
+      log.info(`Before the first request:\n${describePlan(plan)}`);
+    }
+    const installed = await this.weights.install(jobs, {
+      signal: context.signal,
+      onProgress: progressLines((line) => log.info(line)),
+    });
     arrivals.arrived(jobs, installed);
-    const fetched = installed.filter((weight) => weight.fetched).length;
-    log.info(`${title}: ${fetched} fetched and verified, ${installed.length - fetched} were there`);
+    for (const { title, jobs: own } of sets) {
+      const names = new Set(own.map(({ name }) => name));
+      const mine = installed.filter(({ name }) => names.has(name));
+      const fetched = mine.filter((weight) => weight.fetched).length;
+      log.info(
+        mine.length === 0
+          ? `${title}: everything is there`
+          : `${title}: ${fetched} fetched and verified, ${mine.length - fetched} were there`,
+      );
+    }
   }
 }
 

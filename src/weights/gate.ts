@@ -16,6 +16,7 @@ import type { Manifest } from "./manifest.ts";
 import type { InstalledWeight, InstallJob, InstallProgress, Trust } from "./plan-types.ts";
 import type { WeightsPolicy } from "./policy.ts";
 import { decideDownload } from "./policy.ts";
+import { progressLines } from "./progress.ts";
 import type { MissingWeight, Validation } from "./refs.ts";
 import { weightsMissing } from "./report.ts";
 import type { Resolution } from "./resolve.ts";
@@ -162,7 +163,10 @@ export class WeightGate {
     const jobs = wanted();
     if (jobs.length > 0) {
       log.info(`Waiting for ${jobs.map(({ name }) => name).join(", ")}`);
-      await arrivals.bring(jobs, { signal: request.signal, onProgress: request.onProgress });
+      await arrivals.bring(jobs, {
+        signal: request.signal,
+        onProgress: progressTo(log, request),
+      });
     }
     return this.#look(workflow);
   }
@@ -180,7 +184,7 @@ export class WeightGate {
     log.info(`Fetching ${jobs.length} missing weight${jobs.length === 1 ? "" : "s"}: ${names}`);
     const installed = await weights.install(jobs, {
       signal: request.signal,
-      onProgress: request.onProgress,
+      onProgress: progressTo(log, request),
       requestTokens: request.tokens,
       maxBytes,
     });
@@ -229,6 +233,15 @@ export class WeightGate {
       );
     return coming.length === 0 ? "" : ` On the way, so try again later: ${coming.join(", ")}.`;
   }
+}
+
+/** Progress for whoever asked, and as lines of the prediction's log. */
+function progressTo(log: Logger, { onProgress }: WeightsRequest): (at: InstallProgress) => void {
+  const lines = progressLines((line) => log.info(line));
+  return (progress) => {
+    lines(progress);
+    onProgress?.(progress);
+  };
 }
 
 function tell({ validation, tookMs }: Look, log: Logger): void {
