@@ -8,7 +8,7 @@ import { randomBytes } from "node:crypto";
 import { readFileSync, renameSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
-import { systemCode } from "../platform/errors.ts";
+import { messageOf, systemCode } from "../platform/errors.ts";
 import { SingleFlight } from "../platform/limit.ts";
 import type { Logger } from "../platform/log.ts";
 import { digestOf } from "./digest.ts";
@@ -152,7 +152,12 @@ export class StoreContent {
     if (this.#writable) {
       const { size } = facts;
       const known = { name: "unknown", category: "", source: "", etag: null, ...meta };
-      this.setMeta({ ...known, sha256, size });
+      try {
+        this.setMeta({ ...known, sha256, size });
+      } catch (error) {
+        // On a full disk it is read again next time, which is no reason to fail now.
+        this.#log.debug(`A stored weight's record can't be written: ${messageOf(error)}`);
+      }
     }
     return true;
   }

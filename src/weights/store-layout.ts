@@ -243,7 +243,13 @@ export function storeNow(root: string): number {
  */
 export function writeSmall(root: string, path: string, content: string): void {
   const draft = join(root, "tmp", randomBytes(8).toString("hex"));
-  writeFileSync(draft, content);
+  try {
+    writeFileSync(draft, content);
+  } catch (error) {
+    // A full disk leaves an empty one.
+    rmSync(draft, { force: true });
+    throw error;
+  }
   try {
     renameSync(draft, path);
   } catch (error) {

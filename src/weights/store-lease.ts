@@ -109,7 +109,12 @@ export class Lease implements Disposable {
       reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
       this.#pins.set(sha, reasons);
     }
-    this.write();
+    try {
+      this.write();
+    } catch (error) {
+      this.#unpin(shas, reason);
+      throw error;
+    }
     let pinned = true;
     return {
       [Symbol.dispose]: () => {
@@ -156,12 +161,18 @@ export class Lease implements Disposable {
   }
 
   addLinks(shas: readonly string[]): void {
-    const before = this.#links.size;
-    for (const sha of shas) {
+    const added = shas.filter((sha) => !this.#links.has(sha));
+    if (added.length === 0) {
+      return;
+    }
+    for (const sha of added) {
       this.#links.add(sha);
     }
-    if (this.#links.size !== before) {
+    try {
       this.write();
+    } catch (error) {
+      this.removeLinks(added);
+      throw error;
     }
   }
 

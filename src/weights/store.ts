@@ -6,11 +6,12 @@
 import { chmodSync, rmSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { looksLikeWeight } from "../models/categories.ts";
-import { DownloadError, messageOf } from "../platform/errors.ts";
+import { DownloadError, messageOf, systemCode } from "../platform/errors.ts";
 import {
   copyFileBytes,
   entryAt,
   fileAt,
+  fileError,
   freeSpace,
   isInside,
   makeFolder,
@@ -146,6 +147,13 @@ export class WeightStore implements StorePort, Disposable {
     try {
       return await this.#place(sha, job, options);
     } catch (error) {
+      if (isDiskFull(error)) {
+        this.#tellOnce(
+          "full",
+          `The store's disk is full, so weights can't be pinned there: what it holds is used by hard link or copy, which no eviction can hurt`,
+        );
+        return await this.#place(sha, job, options, "unpinned");
+      }
       if (isStore(this.root)) {
         throw error;
       }
@@ -157,7 +165,11 @@ export class WeightStore implements StorePort, Disposable {
   async reserve(job: InstallJob, folder: string, bytes: number | undefined): Promise<Disposable> {
     const wanted = bytes ?? job.sizeBytes ?? 0;
     // An archive and what is unpacked of it lie there side by side for a moment.
-    return await this.#room.take(job.name, folder, isArchive(job) ? 2 * wanted : wanted);
+    try {
+      return await this.#room.take(job.name, folder, isArchive(job) ? 2 * wanted : wanted);
+    } catch (error) {
+      throw isDiskFull(error) ? fileError(error, this.root, "take room in the store") : error;
+    }
   }
 
   async take(
@@ -375,16 +387,21 @@ export class WeightStore implements StorePort, Disposable {
     sha: string,
     job: InstallJob,
     options: PlaceOptions,
+    protection: "pinned" | "unpinned" = "pinned",
   ): Promise<InstalledWeight | undefined> {
-    using _pin = this.#lease?.pin([sha], PLACING);
-    if (this.#lease !== undefined) {
+    const lease = protection === "pinned" ? this.#lease : undefined;
+    using _pin = lease?.pin([sha], PLACING);
+    if (lease !== undefined) {
       await this.#room.settled(sha, options.signal);
     }
     if (!(await this.#content.isGood(sha, options.signal))) {
       return undefined;
     }
     const destination = jobKey(job);
-    const how = await this.#link(sha, destination, options.replace === true);
+    const how =
+      protection === "pinned"
+        ? await this.#link(sha, destination, options.replace === true)
+        : await this.#detach(sha, destination, options.replace === true);
     if (how === "gone") {
       return undefined;
     }
@@ -432,6 +449,28 @@ export class WeightStore implements StorePort, Disposable {
       this.#lease?.removeLinks([sha]);
     }
     this.#tellOnce(how, `Weights are put into the models folder by ${how}`);
+    return how;
+  }
+
+  /** Without a pin: the bytes stay whatever becomes of the blob's name. */
+  async #detach(
+    sha: string,
+    destination: string,
+    replace: boolean,
+  ): Promise<LinkMethod | "there already" | "gone"> {
+    const blob = blobPath(this.root, sha);
+    if (leadsTo(destination, blob)) {
+      return "there already";
+    }
+    if (this.mode === "copy") {
+      return await this.#copy(sha, destination, replace);
+    }
+    const methods = methodsFor("link").filter((method) => method !== "symbolic link");
+    const how = linkBlob({ blob, destination, methods, replace });
+    if (how === "taken") {
+      await this.#requireSame(sha, destination);
+      return "there already";
+    }
     return how;
   }
 
@@ -531,6 +570,11 @@ export class WeightStore implements StorePort, Disposable {
       this.#log.info(text);
     }
   }
+}
+
+function isDiskFull(error: unknown): boolean {
+  const code = systemCode(error);
+  return code === "ENOSPC" || code === "EDQUOT";
 }
 
 /** Stated by whoever may say what a weight is. A request's own word for a hash names no blob of others. */

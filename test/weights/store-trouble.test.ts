@@ -125,4 +125,41 @@ describe("a store", () => {
     expect(sha256File(dir.join("a/loras/w.safetensors"))).toBe(SHA);
     expect(readdirSync(blobFolder())).toEqual([SHA]);
   });
+
+  test.skipIf(process.platform !== "linux" || process.getuid?.() !== 0)(
+    "on a full disk serves hits, shows nothing half written, and goes on when there is room",
+    async () => {
+      mkdirSync(dir.join("disk"));
+      const mount = Bun.$`mount -t tmpfs -o size=${2_000_000} tmpfs ${dir.join("disk")}`;
+      if ((await mount.quiet().nothrow()).exitCode !== 0) {
+        return;
+      }
+      await using _ = {
+        [Symbol.asyncDispose]: async () =>
+          void (await Bun.$`umount -l ${dir.join("disk")}`.quiet().nothrow()),
+      };
+      const store = dir.join("disk/store");
+      await using first = await start("a", { store });
+      await first.ask(order({ sha256: SHA }));
+      await Bun.$`dd if=/dev/zero of=${dir.join("disk/others")} bs=4096`.quiet().nothrow();
+
+      await using second = await start("b", { store });
+      expect(await second.ask(order({ sha256: SHA }))).toMatchObject({
+        brought: { fetched: false, sha256: SHA },
+      });
+      expect(sha256File(dir.join("b/loras/w.safetensors"))).toBe(SHA);
+      const other = order({
+        name: "other.safetensors",
+        url: server.url("/other.safetensors"),
+        sha256: sha256(OTHER),
+      });
+      expect(await second.ask(other)).toMatchObject({ failed: "NO_SPACE" });
+      expect(readdirSync(join(store, "tmp"))).toEqual([]);
+      expect(existsSync(dir.join("b/loras/other.safetensors"))).toBe(false);
+
+      rmSync(dir.join("disk/others"));
+      expect(await second.ask(other)).toMatchObject({ brought: { fetched: true } });
+      expect(sha256File(dir.join("b/loras/other.safetensors"))).toBe(sha256(OTHER));
+    },
+  );
 });
