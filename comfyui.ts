@@ -304,7 +304,7 @@ export class ComfyUI implements AsyncDisposable {
     await this.requireEngine().client.free({ unloadModels: false, freeMemory: true }, signal);
   }
 
-  /** The files this run reported, in node and batch order. @throws EngineError OUTPUT_MISSING */
+  /** The files this run reported, in node and batch order. @throws EngineError OUTPUT_MISSING, OUTPUT_TOO_LARGE */
   async get_files(
     result: RunResult,
     options: {
@@ -317,6 +317,7 @@ export class ComfyUI implements AsyncDisposable {
     const files = await collectOutputs(engine, result, {
       folder: join(this.ownOutputs(), result.promptId),
       returnTempFiles: options.returnTempFiles === true,
+      maxBytes: this.config.OUTPUT_MAX_BYTES,
       log: options.log ?? this.#log,
       signal: options.signal,
     });

@@ -1,5 +1,5 @@
 /** ComfyUI's HTTP API, one method per call. Every call has a deadline; every answer is parsed before it is trusted. */
-import { createReadStream, createWriteStream, statSync } from "node:fs";
+import { createReadStream, createWriteStream, rmSync, statSync } from "node:fs";
 import { posix } from "node:path";
 import { pipeline } from "node:stream/promises";
 import type { z } from "zod";
@@ -7,7 +7,8 @@ import { EngineError, isAbort, messageOf } from "../platform/errors.ts";
 import type { HttpBody, HttpClient, HttpResponse } from "../platform/http.ts";
 import { stringifyJson } from "../platform/json.ts";
 import { redactUrl } from "../platform/redact.ts";
-import type { ReportedFile } from "../workflow/engine-files.ts";
+import { formatSize } from "../platform/size.ts";
+import type { FetchFileLimits, ReportedFile } from "../workflow/engine-files.ts";
 import type { Graph } from "../workflow/graph.ts";
 import type { HistoryEntry, PromptRefusal as Refusal, PromptReply as Reply } from "./wire.ts";
 import {
@@ -193,8 +194,15 @@ export class ComfyClient {
     return posix.join(reply.data.subfolder, reply.data.name);
   }
 
-  /** Copies a file of the engine to `target`. @throws EngineError OUTPUT_MISSING when it has none of that name */
-  async download(file: ReportedFile, target: string, signal?: AbortSignal): Promise<void> {
+  /**
+   * Copies a file of the engine to `target`.
+   * @throws EngineError OUTPUT_MISSING when it has none of that name, OUTPUT_TOO_LARGE
+   */
+  async download(
+    file: ReportedFile,
+    target: string,
+    { maxBytes, signal }: FetchFileLimits = {},
+  ): Promise<void> {
     const query = new URLSearchParams({
       filename: file.filename,
       subfolder: file.subfolder,
@@ -208,7 +216,12 @@ export class ComfyClient {
         `ComfyUI reported ${file.filename} (node ${file.nodeId}), but answers ${response.status} when asked for it`,
       );
     }
-    await pipeline(response.body, createWriteStream(target));
+    try {
+      await pipeline(response.body, upTo(maxBytes, file), createWriteStream(target));
+    } catch (error) {
+      rmSync(target, { force: true });
+      throw error;
+    }
   }
 
   async #post(path: string, body: unknown, signal: AbortSignal | undefined): Promise<void> {
@@ -310,4 +323,21 @@ export function unreachable(url: string, cause: unknown): EngineError {
         `ComfyUI does not answer at ${redactUrl(url)}: ${messageOf(cause)}`,
         { cause, retryable: true },
       );
+}
+
+/** Passes bytes on until there are too many of them. */
+function upTo(maxBytes: number | undefined, { filename, nodeId }: ReportedFile) {
+  return async function* (body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    let bytes = 0;
+    for await (const chunk of body) {
+      bytes += chunk.byteLength;
+      if (maxBytes !== undefined && bytes > maxBytes) {
+        throw new EngineError(
+          "OUTPUT_TOO_LARGE",
+          `${filename} (node ${nodeId}) is larger than the ${formatSize(maxBytes)} that are left for it`,
+        );
+      }
+      yield chunk;
+    }
+  };
 }

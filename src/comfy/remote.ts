@@ -2,7 +2,7 @@
 import { EngineError, messageOf } from "../platform/errors.ts";
 import type { HttpClient } from "../platform/http.ts";
 import { redactUrl } from "../platform/redact.ts";
-import type { ReportedFile } from "../workflow/engine-files.ts";
+import type { FetchFileLimits, ReportedFile } from "../workflow/engine-files.ts";
 import { ComfyClient } from "./client.ts";
 import type { Engine, EngineExit } from "./engine.ts";
 
@@ -63,8 +63,8 @@ export class RemoteEngine implements Engine {
     return await this.client.upload(localPath, name, signal);
   }
 
-  async fetchFile(file: ReportedFile, target: string, signal?: AbortSignal): Promise<void> {
-    await this.client.download(file, target, signal);
+  async fetchFile(file: ReportedFile, target: string, limits?: FetchFileLimits): Promise<void> {
+    await this.client.download(file, target, limits);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -7,7 +7,7 @@ import type { HttpClient } from "../platform/http.ts";
 import type { Logger } from "../platform/log.ts";
 import type { RetryPolicy } from "../platform/retry.ts";
 import { retryDelay, sleep } from "../platform/retry.ts";
-import type { EngineDirs, ReportedFile } from "../workflow/engine-files.ts";
+import type { EngineDirs, FetchFileLimits, ReportedFile } from "../workflow/engine-files.ts";
 import { ComfyClient } from "./client.ts";
 import type { Engine, EngineExit } from "./engine.ts";
 import type { EngineProcess, ProcessOptions } from "./process.ts";
@@ -122,8 +122,8 @@ export class SupervisedEngine implements Engine {
     return await this.#client.upload(localPath, name, signal);
   }
 
-  async fetchFile(file: ReportedFile, target: string, signal?: AbortSignal): Promise<void> {
-    await this.#client.download(file, target, signal);
+  async fetchFile(file: ReportedFile, target: string, limits?: FetchFileLimits): Promise<void> {
+    await this.#client.download(file, target, limits);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -2,11 +2,12 @@
  * The files that a run reported, as local paths in node and batch order. A reported file that isn't there is an error,
  * and so is a result without any file: nothing is lost in silence.
  */
-import { existsSync, realpathSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, realpathSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { EngineError } from "../platform/errors.ts";
 import { isInside, makeFolder } from "../platform/files.ts";
 import type { Logger } from "../platform/log.ts";
+import { formatSize } from "../platform/size.ts";
 import type { EngineDirs, EngineFiles, ReportedFile } from "../workflow/engine-files.ts";
 
 /** What a run reported; the part of its result that matters here. */
@@ -20,13 +21,16 @@ export interface CollectOptions {
   readonly returnTempFiles: boolean;
   /** Folder for what has to be fetched or written: files of an engine elsewhere, texts. */
   readonly folder: string;
+  /** What the files may add up to. */
+  readonly maxBytes?: number | undefined;
   readonly log: Logger;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
  * Absolute paths of the run's output files.
- * @throws EngineError OUTPUT_MISSING with the reason when a reported file is missing, or when there is none at all
+ * @throws EngineError OUTPUT_MISSING with the reason when a reported file is missing, or when there is none at all;
+ *   OUTPUT_TOO_LARGE, with the files removed
  */
 export async function collectOutputs(
   engine: EngineFiles,
@@ -37,12 +41,25 @@ export async function collectOutputs(
     ({ type }) => type === "output" || (type === "temp" && options.returnTempFiles),
   );
   const paths: string[] = [];
+  const limit = options.maxBytes ?? Number.POSITIVE_INFINITY;
+  let bytes = 0;
   for (const file of wanted) {
     options.signal?.throwIfAborted();
-    paths.push(
+    const path =
       engine.dirs === undefined
-        ? await fetched(engine, file, options, paths.length)
-        : localPath(engine.dirs, file),
+        ? await fetched(engine, file, { ...options, maxBytes: limit - bytes }, paths.length)
+        : localPath(engine.dirs, file);
+    paths.push(path);
+    bytes += statSync(path).size;
+  }
+  if (bytes > limit) {
+    for (const path of paths) {
+      rmSync(path, { force: true });
+    }
+    throw new EngineError(
+      "OUTPUT_TOO_LARGE",
+      `The run made ${paths.length} file(s) of ${formatSize(bytes)} together; a prediction may return ${formatSize(limit)}`,
+      { hint: "Make fewer or smaller files, or raise OUTPUT_MAX_BYTES." },
     );
   }
   if (paths.length === 0 && result.texts.length > 0) {
@@ -77,14 +94,20 @@ function localPath(dirs: EngineDirs, file: ReportedFile): string {
 async function fetched(
   engine: EngineFiles,
   file: ReportedFile,
-  { folder, signal }: CollectOptions,
+  { folder, maxBytes, signal }: CollectOptions,
   index: number,
 ): Promise<string> {
   makeFolder(folder);
   // Two sub-folders may hold the same name.
   const target = join(folder, String(index).padStart(3, "0"), basename(file.filename));
   makeFolder(join(target, ".."));
-  await engine.fetchFile(file, target, signal);
+  try {
+    await engine.fetchFile(file, target, { maxBytes, signal });
+  } catch (error) {
+    // Those fetched before it are copies: nobody will ask for them now.
+    rmSync(folder, { recursive: true, force: true });
+    throw error;
+  }
   return target;
 }
 

@@ -147,6 +147,7 @@ const EnvSchema = z.object({
   /** When ComfyUI is told to give its memory back. */
   COMFYUI_FREE_AFTER: z.enum(["never", "prediction", "model-change"]).default("never"),
   OUTPUT_STORE_URL: text,
+  OUTPUT_MAX_BYTES: size("10GB"),
   PREDICTION_STREAMING: flag,
   EXIT_WHEN_UNHEALTHY: flag,
   // 0 is a value here: never.

@@ -70,6 +70,7 @@ export const ERROR_CODES = [
   "OUT_OF_MEMORY",
   "OUTPUT_MISSING",
   "OUTPUT_UNREADABLE",
+  "OUTPUT_TOO_LARGE",
   // life cycle
   "CANCELED",
   "DEADLINE",

@@ -20,12 +20,17 @@ export interface ReportedFile {
   readonly type: "output" | "temp" | "input";
 }
 
+export interface FetchFileLimits {
+  readonly maxBytes?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** How files reach an engine: through folders we share, or through its API. */
 export interface EngineFiles {
   /** Undefined for an engine elsewhere: files travel by the two methods below. */
   readonly dirs: EngineDirs | undefined;
   /** Sends a local file into the engine's input folder; resolves to the name a loader takes. */
   putInput(localPath: string, name: string, signal?: AbortSignal): Promise<string>;
-  /** Copies a file of the engine to a local path. */
-  fetchFile(file: ReportedFile, target: string, signal?: AbortSignal): Promise<void>;
+  /** Copies a file of the engine to a local path, `maxBytes` of it at the most. */
+  fetchFile(file: ReportedFile, target: string, limits?: FetchFileLimits): Promise<void>;
 }

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { ReportedResult } from "../../src/media/outputs.ts";
 import { collectOutputs } from "../../src/media/outputs.ts";
@@ -122,5 +122,28 @@ describe("collecting outputs", () => {
     );
     expect(paths.map((path) => readFileSync(path, "utf8"))).toEqual(["one", "two"]);
     expect(paths.every((path) => path.endsWith("/a.png"))).toBe(true);
+  });
+
+  test("that add up to more than is allowed are an error, and don't stay", async () => {
+    using at = setUp();
+    const { output } = at.engine.dirs;
+    const reported = result([file("a.png"), file("b.png")]);
+    const write = () => {
+      writeFileSync(join(output, "a.png"), Buffer.alloc(600));
+      writeFileSync(join(output, "b.png"), Buffer.alloc(600));
+    };
+    const options = { returnTempFiles: false, folder: at.dir.join("made"), log: silentLogger };
+    write();
+    await expect(
+      collectOutputs(at.engine, reported, { ...options, maxBytes: 1_199 }),
+    ).rejects.toMatchObject({
+      code: "OUTPUT_TOO_LARGE",
+      message: expect.stringContaining("2 file"),
+    });
+    expect(existsSync(join(output, "a.png")) || existsSync(join(output, "b.png"))).toBe(false);
+    write();
+    expect(await collectOutputs(at.engine, reported, { ...options, maxBytes: 1_200 })).toHaveLength(
+      2,
+    );
   });
 });

@@ -498,6 +498,20 @@ export function comfyContract(label: string, contract: ContractEngine): void {
         expect(Buffer.from(await Bun.file(target).bytes()).toString("latin1", 1, 4)).toBe("PNG");
       });
 
+      test("fetches no more of a file than it may, and leaves nothing of it", async () => {
+        await using remote = await RemoteEngine.connect(engine.url, new HttpClient());
+        const result = await runWorkflow(remote, fresh(slowGraph(1, 64, 5)), QUICK);
+        using dir = tempDir();
+        const target = dir.join("out.png");
+        const [file] = result.files;
+        if (file === undefined) {
+          throw new Error("the run reported no file");
+        }
+        const fetching = remote.fetchFile(file, target, { maxBytes: 10 });
+        await expect(fetching).rejects.toMatchObject({ code: "OUTPUT_TOO_LARGE" });
+        expect(existsSync(target)).toBe(false);
+      });
+
       test("still brings the picture when the socket is cut again and again", async () => {
         await using proxy = proxyTo(engine.url);
         proxy.hooks.frame = (frame, send) => {
