@@ -203,7 +203,7 @@ export class WeightsDownloader implements AsyncDisposable {
   }
 
   /** From now on folders are what the running engine says (`/internal/folder_paths`). */
-  use_engine_folders(answer: unknown): void {
+  use_engine_folders(answer: Readonly<Record<string, readonly string[]>>): void {
     this.#folders = ModelFolders.fromEngine(answer, folderSources(this.config));
   }
 

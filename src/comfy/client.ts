@@ -12,6 +12,7 @@ import type { FetchFileLimits, ReportedFile } from "../workflow/engine-files.ts"
 import type { Graph } from "../workflow/graph.ts";
 import type { HistoryEntry, PromptRefusal as Refusal, PromptReply as Reply } from "./wire.ts";
 import {
+  FolderPaths,
   History,
   LogRecords,
   PromptRefusal,
@@ -139,9 +140,12 @@ export class ComfyClient {
     return await this.#unknown("/object_info", signal);
   }
 
-  /** `GET /internal/folder_paths`, as it comes: where the engine looks for models. */
-  async folderPaths(signal?: AbortSignal): Promise<unknown> {
-    return await this.#unknown("/internal/folder_paths", signal);
+  /** `GET /internal/folder_paths`: where the engine looks for models, by category. */
+  async folderPaths(signal?: AbortSignal): Promise<FolderPaths> {
+    return await this.#json("/internal/folder_paths", FolderPaths, {
+      signal,
+      timeoutMs: SUBMIT_TIMEOUT_MS,
+    });
   }
 
   /** The lines of its log that it still has, oldest first. */

@@ -33,6 +33,7 @@ export const DEFAULT_PROCESS_TIMES: ProcessTimes = {
 };
 
 const FIRST_PROBE_PAUSE_MS = 8;
+const EAGER_MS = 500;
 
 export interface ProcessOptions {
   readonly installation: Installation;
@@ -168,14 +169,16 @@ export class EngineProcess {
 
   /** Resolves when it answers as the process we started. */
   async untilReady(signal: AbortSignal | undefined): Promise<void> {
-    const deadline = Date.now() + this.#times.startTimeoutMs;
+    const began = Date.now();
+    const deadline = began + this.#times.startTimeoutMs;
     const death = new AbortController();
     const exit = this.exited.then((how) => {
       death.abort();
       return how;
     });
     const either = signal === undefined ? death.signal : AbortSignal.any([signal, death.signal]);
-    for (let pauseMs = FIRST_PROBE_PAUSE_MS; !(await this.#answers(either)); pauseMs *= 1.3) {
+    let pauseMs = FIRST_PROBE_PAUSE_MS;
+    while (!(await this.#answers(either))) {
       if (death.signal.aborted) {
         const how = await exit;
         throw cannotStart(this.#installation, how.reason, this.lastLog());
@@ -193,6 +196,8 @@ export class EngineProcess {
       }
       const next = Math.min(pauseMs, this.#times.probeIntervalMs);
       await sleep(next, either).catch(() => undefined);
+      // The embedded engine is there in a moment and is met at once; a real one takes its time.
+      pauseMs *= Date.now() - began < EAGER_MS ? 1 : 1.3;
     }
   }
 

@@ -122,3 +122,7 @@ export const ExecutionErrorFacts = z.looseObject({
   current_inputs: z.record(z.string(), z.unknown()).catch({}),
 });
 export type ExecutionErrorFacts = z.infer<typeof ExecutionErrorFacts>;
+
+/** The answer of `GET /internal/folder_paths`: category → folders, in search order. */
+export const FolderPaths = z.record(z.string(), z.array(z.string()));
+export type FolderPaths = z.output<typeof FolderPaths>;

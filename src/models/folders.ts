@@ -7,7 +7,6 @@ import type { BigIntStats } from "node:fs";
 import { accessSync, constants, lstatSync, readdirSync, readFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { basename, dirname, join, resolve, sep } from "node:path";
-import { z } from "zod";
 import { CATEGORIES, canonicalCategory, categoryRow, fileCounts } from "./categories.ts";
 import { readExtraPaths } from "./extra-paths.ts";
 import type { Listing } from "./listing.ts";
@@ -35,9 +34,6 @@ export interface FoundFile {
   readonly path: string;
   readonly stat: BigIntStats;
 }
-
-/** The answer of `GET /internal/folder_paths`. */
-const EngineFolders = z.record(z.string(), z.array(z.string()));
 
 /** A name that ComfyUI could have listed: relative, without empty, `.` or `..` parts. */
 function isListable(name: string): boolean {
@@ -144,11 +140,13 @@ export class ModelFolders {
   }
 
   /** From a running engine's `/internal/folder_paths`; `sources` still says where downloads go. */
-  static fromEngine(answer: unknown, sources: FolderSources): ModelFolders {
-    const live = EngineFolders.parse(answer);
+  static fromEngine(
+    live: Readonly<Record<string, readonly string[]>>,
+    sources: FolderSources,
+  ): ModelFolders {
     const folders = tableFolders(sources);
     for (const [category, paths] of Object.entries(live)) {
-      folders.set(canonicalCategory(category), paths);
+      folders.set(canonicalCategory(category), [...paths]);
     }
     return new ModelFolders(sources, folders);
   }
