@@ -150,6 +150,12 @@ export function systemCode(thrown: unknown): string | undefined {
   return undefined;
 }
 
+/** True when a disk, or the part of it that this user may fill, is full. */
+export function isDiskFull(thrown: unknown): boolean {
+  const code = systemCode(thrown);
+  return code === "ENOSPC" || code === "EDQUOT";
+}
+
 /** True for an abort of an `AbortSignal`, whoever raised it. */
 export function isAbort(thrown: unknown): boolean {
   return (

@@ -30,6 +30,7 @@ import {
   ConfigError,
   DownloadError,
   InputError,
+  isDiskFull,
   messageOf,
   systemCode,
 } from "./errors.ts";
@@ -301,10 +302,10 @@ export function fileError(error: unknown, path: string, doing: string): AppError
   if (error instanceof AppError) {
     return error;
   }
-  const code = systemCode(error);
-  if (code === "ENOSPC" || code === "EDQUOT") {
+  if (isDiskFull(error)) {
     return noSpace(path, undefined, error);
   }
+  const code = systemCode(error);
   if (code === "EACCES" || code === "EPERM" || code === "EROFS") {
     const why = code === "EROFS" ? "the file system is read-only" : "permission denied";
     return new ConfigError("PATH_UNWRITABLE", `Can't ${doing} ${path}: ${why}`, {

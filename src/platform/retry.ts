@@ -1,5 +1,6 @@
 /** When to try again: a pure delay, and the loop around it with an injectable sleep. */
 import { setTimeout as sleepFor } from "node:timers/promises";
+import { CanceledError } from "./errors.ts";
 
 export interface RetryPolicy {
   /** Tries in all, the first included. */
@@ -50,6 +51,25 @@ export async function within(work: Promise<unknown>, ms: number): Promise<boolea
     return await Promise.race([work.then(() => true as const), promise]);
   } finally {
     clearTimeout(timer);
+  }
+}
+
+/** Waits for `work` unless `signal` aborts before. The work goes on. @throws CanceledError with `message` */
+export async function untilAborted<T>(
+  work: Promise<T>,
+  signal: AbortSignal | undefined,
+  message?: string,
+): Promise<T> {
+  if (signal?.aborted) {
+    throw new CanceledError(message);
+  }
+  const { promise, reject } = Promise.withResolvers<never>();
+  const cancel = (): void => reject(new CanceledError(message));
+  signal?.addEventListener("abort", cancel, { once: true });
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    signal?.removeEventListener("abort", cancel);
   }
 }
 

@@ -3,6 +3,9 @@
  * lost interest, not before.
  */
 import { CanceledError } from "../platform/errors.ts";
+import { untilAborted } from "../platform/retry.ts";
+
+const CALLED_OFF = "The download was called off";
 
 interface Flight<T, P> {
   readonly controller: AbortController;
@@ -26,7 +29,7 @@ export class SharedFlights<T, P> {
     job: (signal: AbortSignal, report: (progress: P) => void) => Promise<T>,
   ): Promise<T> {
     if (passenger.signal?.aborted) {
-      throw new CanceledError("The download was called off");
+      throw new CanceledError(CALLED_OFF);
     }
     const flight = this.#flights.get(key) ?? this.#start(key, job);
     flight.waiters += 1;
@@ -34,7 +37,7 @@ export class SharedFlights<T, P> {
       flight.listeners.add(passenger.onProgress);
     }
     try {
-      return await untilAborted(flight.result, passenger.signal);
+      return await untilAborted(flight.result, passenger.signal, CALLED_OFF);
     } finally {
       flight.waiters -= 1;
       if (passenger.onProgress !== undefined) {
@@ -76,23 +79,5 @@ export class SharedFlights<T, P> {
       }
     });
     return flight;
-  }
-}
-
-async function untilAborted<T>(result: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (signal === undefined) {
-    return await result;
-  }
-  let cancel: (() => void) | undefined;
-  const aborted = new Promise<never>((_resolve, reject) => {
-    cancel = () => reject(new CanceledError("The download was called off"));
-    signal.addEventListener("abort", cancel, { once: true });
-  });
-  try {
-    return await Promise.race([result, aborted]);
-  } finally {
-    if (cancel !== undefined) {
-      signal.removeEventListener("abort", cancel);
-    }
   }
 }

@@ -3,8 +3,8 @@
  * fetches where policy and request say so, else fails with one report; hands on the workflow with names as ComfyUI lists
  * them. Nothing is fetched for a workflow that ComfyUI would refuse afterwards.
  */
-import { CanceledError } from "../platform/errors.ts";
 import type { Logger } from "../platform/log.ts";
+import { untilAborted } from "../platform/retry.ts";
 import { formatSize } from "../platform/size.ts";
 import type { Workflow } from "../workflow/graph.ts";
 import type { Obstacle } from "../workflow/obstacles.ts";
@@ -158,6 +158,7 @@ export class WeightGate {
     }
     if (wanted().length < missing.length && arrivals.hasSteps) {
       log.info("Waiting for the operator's own weights, which are on their way");
+      request.signal?.throwIfAborted();
       await untilAborted(arrivals.settled(), request.signal);
     }
     const jobs = wanted();
@@ -265,16 +266,4 @@ function respelled(workflow: Workflow, validation: Validation, log: Logger): Wor
     log.info(`Node ${nodeId}: "${from}" is given to ComfyUI as "${to}"`);
   }
   return { ...workflow, graph };
-}
-
-async function untilAborted(work: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
-  signal?.throwIfAborted();
-  const { promise, reject } = Promise.withResolvers<never>();
-  const cancel = (): void => reject(new CanceledError());
-  signal?.addEventListener("abort", cancel, { once: true });
-  try {
-    await Promise.race([work, promise]);
-  } finally {
-    signal?.removeEventListener("abort", cancel);
-  }
 }

@@ -35,6 +35,7 @@ import {
   writeFully,
 } from "../platform/files.ts";
 import { tryLock } from "../platform/native.ts";
+import { startTicks } from "../platform/process-start.ts";
 
 /** Inside a models root, beside the category folders: ComfyUI lists nothing in it. */
 export const PARTIAL_FOLDER = ".cog-partial";
@@ -277,18 +278,6 @@ const OWNER_START = "{";
 
 function ownerText(token: string): string {
   return `${JSON.stringify({ token, host: hostname(), pid: process.pid, startTicks: startTicks(process.pid) })}\n`;
-}
-
-/** A process's start time, by which one is told from a later one with the same id. Linux only. */
-function startTicks(pid: number): string | undefined {
-  try {
-    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
-    // Where nobody collects the dead, as in a container without an init, they stay listed.
-    return fields[0] === "Z" || fields[0] === "X" ? undefined : fields[19];
-  } catch {
-    return undefined;
-  }
 }
 
 /** Attempts that are being made; nobody claims them. */

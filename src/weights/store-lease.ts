@@ -9,6 +9,7 @@ import { readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
+import { startTicks } from "../platform/process-start.ts";
 import { entriesOf, storeNow, writeSmall } from "./store-layout.ts";
 
 const LeaseDocument = z.object({
@@ -47,19 +48,6 @@ export interface LeaseTimes {
 
 export const DEFAULT_LEASE_TIMES: LeaseTimes = { renewMs: 10_000, silentMs: 60_000 };
 
-/** A process's start time, by which it is told from a later one with the same id; null when it has ended. Linux only. */
-function startTicks(pid: number): string | null {
-  try {
-    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
-    // Where nobody collects the dead, as in a container without an init, they stay listed.
-    const isDead = fields[0] === "Z" || fields[0] === "X";
-    return isDead ? null : (fields[19] ?? null);
-  } catch {
-    return null;
-  }
-}
-
 /** Boot and process namespace: where a process id means something. */
 function processTable(): string {
   try {
@@ -92,7 +80,7 @@ export class Lease implements Disposable {
       host: hostname(),
       pid: process.pid,
       table: processTable(),
-      startTicks: startTicks(process.pid),
+      startTicks: startTicks(process.pid) ?? null,
     };
     this.#timer = setInterval(() => this.#renew(), times.renewMs);
     this.#timer.unref();

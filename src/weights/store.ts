@@ -6,7 +6,7 @@
 import { chmodSync, rmSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { looksLikeWeight } from "../models/categories.ts";
-import { DownloadError, messageOf, systemCode } from "../platform/errors.ts";
+import { DownloadError, isDiskFull, messageOf } from "../platform/errors.ts";
 import {
   copyFileBytes,
   entryAt,
@@ -570,11 +570,6 @@ export class WeightStore implements StorePort, Disposable {
       this.#log.info(text);
     }
   }
-}
-
-function isDiskFull(error: unknown): boolean {
-  const code = systemCode(error);
-  return code === "ENOSPC" || code === "EDQUOT";
 }
 
 /** Stated by whoever may say what a weight is. A request's own word for a hash names no blob of others. */

@@ -4,7 +4,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { basename, dirname, extname, resolve } from "node:path";
 import { isJsonObject } from "../../platform/json.ts";
 import type { EngineFolders, FileArea } from "./folders.ts";
-import { isInside, splitAnnotation } from "./folders.ts";
+import { isWithin, splitAnnotation } from "./folders.ts";
 import type { Compat } from "./nodes/definition.ts";
 import { decodePicture } from "./picture.ts";
 import { encodePng } from "./png.ts";
@@ -95,7 +95,7 @@ export async function viewFile(
   }
   const root = folders.area(area);
   const folder = resolve(root, query.get("subfolder") ?? "");
-  if (!isInside(root, folder)) {
+  if (!isWithin(root, folder)) {
     return bare(403);
   }
   const path = resolve(folder, basename(name));

@@ -1,8 +1,9 @@
 /** The folders of one engine: input, output and temp with their containment rules, and the models. */
 import { existsSync, realpathSync } from "node:fs";
-import { dirname, isAbsolute, join, normalize, relative, resolve, sep } from "node:path";
+import { dirname, join, normalize, resolve } from "node:path";
 import { readExtraPaths } from "../../models/extra-paths.ts";
 import { ModelFolders } from "../../models/folders.ts";
+import { isInside } from "../../platform/files.ts";
 
 /** ComfyUI's own categories in the order of its `/models`; a category that a yaml file names comes after. */
 const CORE_CATEGORIES: readonly string[] =
@@ -32,9 +33,8 @@ export interface FolderOptions {
 }
 
 /** True when `path` is `root` or lies in it. Both absolute and without `..`. */
-export function isInside(root: string, path: string): boolean {
-  const rest = relative(root, path);
-  return rest === "" || (rest !== ".." && !rest.startsWith(`..${sep}`) && !isAbsolute(rest));
+export function isWithin(root: string, path: string): boolean {
+  return resolve(root) === resolve(path) || isInside(root, path);
 }
 
 function realPath(path: string): string {
@@ -97,14 +97,14 @@ export class EngineFolders {
     if (name.includes("\0") || !existsSync(path)) {
       return undefined;
     }
-    return isInside(realPath(root), realPath(path)) ? path : undefined;
+    return isWithin(realPath(root), realPath(path)) ? path : undefined;
   }
 
   /** Where a file of this area and subfolder lies; undefined when that escapes. */
   inArea(area: FileArea, subfolder: string, filename: string): string | undefined {
     const root = this.#areas[area];
     const path = resolve(root, normalize(subfolder), filename);
-    return isInside(root, path) ? path : undefined;
+    return isWithin(root, path) ? path : undefined;
   }
 }
 

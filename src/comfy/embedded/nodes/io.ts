@@ -5,7 +5,7 @@ import { basename, dirname, extname, join, normalize, relative, resolve } from "
 import { systemCode } from "../../../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../../../platform/json.ts";
 import type { EngineFolders, FileArea } from "../folders.ts";
-import { isInside } from "../folders.ts";
+import { isWithin } from "../folders.ts";
 import { NodeError } from "../node-error.ts";
 import { decodePicture } from "../picture.ts";
 import { encodePng } from "../png.ts";
@@ -192,7 +192,7 @@ export function savePlace(
   const base = basename(path);
   const searched = expanded.length - expanded.lastIndexOf("/") - 1;
   const folder = resolve(root, dirname(path));
-  if (!isInside(root, folder)) {
+  if (!isWithin(root, folder)) {
     const common =
       context.compat === "0.3.64" ? `\n         commonpath: ${commonPath(root, folder)}` : "";
     throw new NodeError(
