@@ -92,16 +92,28 @@ export class Lease implements Disposable {
 
   /** From the moment this returns, no process evicts these blobs, until it is disposed. */
   pin(shas: readonly string[], reason: string): Disposable {
+    const pinned = this.#remember(shas, reason);
+    try {
+      this.write();
+    } catch (error) {
+      pinned[Symbol.dispose]();
+      throw error;
+    }
+    return pinned;
+  }
+
+  /** As {@link pin} where the lease can be written, else from the next renewal that succeeds. */
+  pinWhenPossible(shas: readonly string[], reason: string): Disposable {
+    const pinned = this.#remember(shas, reason);
+    this.tryWrite();
+    return pinned;
+  }
+
+  #remember(shas: readonly string[], reason: string): Disposable {
     for (const sha of shas) {
       const reasons = this.#pins.get(sha) ?? new Map<string, number>();
       reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
       this.#pins.set(sha, reasons);
-    }
-    try {
-      this.write();
-    } catch (error) {
-      this.#unpin(shas, reason);
-      throw error;
     }
     let pinned = true;
     return {

@@ -256,7 +256,7 @@ export class WeightStore implements StorePort, Disposable {
       return this.#lease.pin(shas, reason);
     } catch (error) {
       this.#tellOnce("pin", `The store can't be written to pin weights: ${messageOf(error)}`);
-      return { [Symbol.dispose]: () => undefined };
+      return this.#lease.pinWhenPossible(shas, reason);
     }
   }
 
