@@ -22,10 +22,10 @@ import {
   writeSync,
 } from "node:fs";
 import { hostname } from "node:os";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { crc32 } from "node:zlib";
 import { z } from "zod";
-import { DownloadError } from "../platform/errors.ts";
+import { DownloadError, systemCode } from "../platform/errors.ts";
 import {
   fileError,
   freeSpace,
@@ -48,6 +48,8 @@ const SMALL_FILE_BYTES = 64 * 1024 * 1024;
 const STAT_BLOCK_BYTES = 512;
 /** Where the owner can't be asked (no lock to be had), one that was silent this long is taken for dead. */
 const SILENT_OWNER_MS = 30_000;
+/** How often a home may be removed under our hands before that is taken for a fault. */
+const HOME_ATTEMPTS = 100;
 /** File systems on which a lock may succeed for everybody and an inode may be written by a machine that is gone. */
 export const REMOTE_FILE_SYSTEMS: ReadonlySet<number> = new Set([
   0x6969, // NFS
@@ -144,7 +146,7 @@ export class PartialFolder implements Disposable {
   readonly chunkBytes: number;
   /** Chunks that are there, each read back and compared. */
   readonly done: ReadonlyMap<number, number>;
-  readonly #lockFd: number;
+  readonly lockFd: number;
   readonly #token: string;
   readonly #journalFd: number;
   #open = true;
@@ -155,7 +157,7 @@ export class PartialFolder implements Disposable {
     this.fd = parts.fd;
     this.chunkBytes = parts.chunkBytes;
     this.done = parts.done;
-    this.#lockFd = parts.lockFd;
+    this.lockFd = parts.lockFd;
     this.#token = parts.token;
     this.#journalFd = parts.journalFd;
   }
@@ -176,7 +178,7 @@ export class PartialFolder implements Disposable {
     try {
       if (readFileSync(path, "utf8").includes(this.#token)) {
         // By writing: the file system's own clock stamps it. This machine's may be a day off from the next one's.
-        writeSync(this.#lockFd, OWNER_START, 0);
+        writeSync(this.lockFd, OWNER_START, 0);
         return;
       }
     } catch (cause) {
@@ -192,7 +194,7 @@ export class PartialFolder implements Disposable {
   [Symbol.dispose](): void {
     if (this.#open) {
       this.#open = false;
-      for (const fd of [this.fd, this.#journalFd, this.#lockFd]) {
+      for (const fd of [this.fd, this.#journalFd, this.lockFd]) {
         closeSync(fd);
       }
     }
@@ -200,9 +202,14 @@ export class PartialFolder implements Disposable {
 
   /** Lets go and removes it all. The published file is not in here any more. */
   remove(): void {
-    this[Symbol.dispose]();
-    rmSync(this.path, { recursive: true, force: true });
-    removeIfEmpty(join(this.path, ".."));
+    // What was let go of may be somebody else's by now.
+    if (this.#open) {
+      this.#open = false;
+      for (const fd of [this.fd, this.#journalFd]) {
+        closeSync(fd);
+      }
+      removeAttempt(this);
+    }
   }
 
   #append(line: string): void {
@@ -230,8 +237,9 @@ interface OwnedParts {
  */
 export async function openPartial(request: PartialRequest): Promise<PartialFolder | BusyPartial> {
   const home = join(request.root, partialKey(request.destination));
-  makeFolder(home);
+  makeFolder(request.root);
   const rules = request.rules ?? SYSTEM_RULES;
+  sweepHome(home, rules);
   const orphan = request.alone === true ? undefined : claimOrphan(home, rules);
   if (orphan !== undefined && "busy" in orphan) {
     return orphan;
@@ -247,8 +255,7 @@ export async function openPartial(request: PartialRequest): Promise<PartialFolde
   const claim = orphan ?? createAttempt(home, rules);
   if (orphan === undefined && request.alone !== true && hasRival(home, claim, rules)) {
     // Two began at once and neither saw the other coming. Whoever sees the other yields; both look again later.
-    closeSync(claim.lockFd);
-    rmSync(claim.path, { recursive: true, force: true });
+    removeAttempt(claim);
     return { busy: true, doneBytes: 0 };
   }
   try {
@@ -280,8 +287,9 @@ function ownerText(token: string): string {
   return `${JSON.stringify({ token, host: hostname(), pid: process.pid, startTicks: startTicks(process.pid) })}\n`;
 }
 
-/** Attempts that are being made; nobody claims them. */
+/** Attempts that are being made, and such that are being removed. Nobody claims what begins with a dot. */
 const UNBORN = ".new-";
+const DOOMED = ".gone-";
 
 function createAttempt(home: string, rules: OwnershipRules): Claim {
   const token = randomBytes(8).toString("hex");
@@ -289,7 +297,7 @@ function createAttempt(home: string, rules: OwnershipRules): Claim {
   const path = join(home, name);
   const unborn = join(home, `${UNBORN}${name}`);
   try {
-    mkdirSync(unborn, { recursive: true });
+    makeIn(home, unborn);
     writeFileSync(join(unborn, "owner"), ownerText(token), { mode: 0o600 });
     const lockFd = openSync(join(unborn, "owner"), "r+");
     rules.tryLock(lockFd);
@@ -298,6 +306,22 @@ function createAttempt(home: string, rules: OwnershipRules): Claim {
     return { path, lockFd, token, exclusive: true };
   } catch (error) {
     throw fileError(error, path, "create the folder");
+  }
+}
+
+/** Whoever lets go of a home's last attempt removes the home, maybe right now. */
+function makeIn(home: string, folder: string): void {
+  for (let left = HOME_ATTEMPTS; ; left -= 1) {
+    try {
+      mkdirSync(home, { recursive: true });
+      mkdirSync(folder);
+      return;
+    } catch (error) {
+      // Bun's recursive mkdir says that it exists when it did a moment ago.
+      if (!["ENOENT", "EEXIST"].includes(systemCode(error) ?? "") || left === 0) {
+        throw error;
+      }
+    }
   }
 }
 
@@ -316,7 +340,46 @@ function isAlive(path: string, rules: OwnershipRules): boolean {
 
 function attemptsIn(home: string): string[] {
   // Whoever finished last may have removed the folder since it was made.
-  return subfolders(home).filter((path) => !basename(path).startsWith(UNBORN));
+  return subfolders(home).filter((path) => !basename(path).startsWith("."));
+}
+
+/**
+ * Removes an attempt that is ours, and its home if that is empty then. Out of everybody's reach first, and unlocked
+ * last: a process that claimed it half removed would lose what it goes on to write there.
+ */
+function removeAttempt({ path, lockFd }: { readonly path: string; readonly lockFd: number }): void {
+  const home = dirname(path);
+  const doomed = join(home, `${DOOMED}${basename(path)}`);
+  try {
+    renameSync(path, doomed);
+    removeDoomed(doomed);
+  } catch (error) {
+    // Taken over, or removed by hand.
+    if (systemCode(error) !== "ENOENT") {
+      throw fileError(error, path, "remove");
+    }
+  } finally {
+    closeSync(lockFd);
+  }
+  removeIfEmpty(home);
+}
+
+/** The data first: from then on what a kill leaves is small. */
+function removeDoomed(path: string): void {
+  rmSync(join(path, "data"), { force: true });
+  rmSync(path, { recursive: true, force: true });
+}
+
+/** What processes that were killed meanwhile left of making or removing an attempt. */
+function sweepHome(home: string, rules: OwnershipRules): void {
+  for (const path of subfolders(home)) {
+    const name = basename(path);
+    if (name.startsWith(DOOMED)) {
+      removeDoomed(path);
+    } else if (name.startsWith(UNBORN) && isOld(path, rules)) {
+      rmSync(path, { recursive: true, force: true });
+    }
+  }
 }
 
 /** Takes over the richest attempt whose owner is gone; `busy` when one is alive; undefined when there is none. */
@@ -335,8 +398,7 @@ function claimOrphan(home: string, rules: OwnershipRules): Claim | BusyPartial |
       claimed = claim;
     } else if (claim !== undefined) {
       // A second orphan holds nothing that the richer one lacks for long.
-      closeSync(claim.lockFd);
-      rmSync(claim.path, { recursive: true, force: true });
+      removeAttempt(claim);
     }
   }
   return claimed;
@@ -398,18 +460,31 @@ function claimAttempt(
   return { path: mine, token, ...lock };
 }
 
-/** Both times are the file system's own, so that no clock is compared with another. */
-function isSilent(path: string, rules: OwnershipRules): boolean {
-  const probe = join(path, `.now-${randomBytes(4).toString("hex")}`);
+/** By the file system's own clock, so that no two clocks are compared; undefined where it can't be asked. */
+function timeIn(folder: string): number | undefined {
+  const probe = join(folder, `.now-${randomBytes(4).toString("hex")}`);
   try {
     writeFileSync(probe, "");
-    const now = statSync(probe).mtimeMs;
-    return now - statSync(join(path, "owner")).mtimeMs > rules.silentMs;
+    return statSync(probe).mtimeMs;
   } catch {
-    return false;
+    return undefined;
   } finally {
     rmSync(probe, { force: true });
   }
+}
+
+/** True when the owner has not said for long that it lives. */
+function isSilent(path: string, rules: OwnershipRules): boolean {
+  const nowMs = timeIn(path);
+  const saidMs = statSync(join(path, "owner"), { throwIfNoEntry: false })?.mtimeMs;
+  return nowMs !== undefined && saidMs !== undefined && nowMs - saidMs > rules.silentMs;
+}
+
+/** True for a folder in which nothing was made for long. */
+function isOld(path: string, rules: OwnershipRules): boolean {
+  const nowMs = timeIn(dirname(path));
+  const madeMs = statSync(path, { throwIfNoEntry: false })?.mtimeMs;
+  return nowMs !== undefined && madeMs !== undefined && nowMs - madeMs > rules.silentMs;
 }
 
 const OwnerSchema = z.object({
@@ -641,12 +716,16 @@ function subfolders(path: string): string[] {
   }
 }
 
-/** The unfinished downloads below the given models roots (or `.cog-partial` folders). */
-export function listPartials(roots: readonly string[]): PartialState[] {
+function homesIn(roots: readonly string[]): string[] {
   return roots
     .map((root) => (basename(root) === PARTIAL_FOLDER ? root : join(root, PARTIAL_FOLDER)))
-    .flatMap(subfolders)
-    .flatMap(subfolders)
+    .flatMap(subfolders);
+}
+
+/** The unfinished downloads below the given models roots (or `.cog-partial` folders). */
+export function listPartials(roots: readonly string[]): PartialState[] {
+  return homesIn(roots)
+    .flatMap(attemptsIn)
     .map(summarise)
     .filter((state) => state !== undefined);
 }
@@ -663,17 +742,18 @@ export function partialState(
 
 /** Removes unfinished downloads that nobody works on and nobody touched for `olderThanMs`. Returns what it removed. */
 export function removePartials(roots: readonly string[], olderThanMs: number): PartialState[] {
+  for (const home of homesIn(roots)) {
+    sweepHome(home, SYSTEM_RULES);
+  }
   return listPartials(roots).filter((state) => {
     if (Date.now() - state.updatedAt.getTime() < olderThanMs) {
       return false;
     }
-    const claim = claimAttempt(state.path, join(state.path, ".."), SYSTEM_RULES);
+    const claim = claimAttempt(state.path, dirname(state.path), SYSTEM_RULES);
     if (claim === undefined || claim === "alive") {
       return false;
     }
-    closeSync(claim.lockFd);
-    rmSync(claim.path, { recursive: true, force: true });
-    removeIfEmpty(join(state.path, ".."));
+    removeAttempt(claim);
     return true;
   });
 }

@@ -19,7 +19,7 @@ import {
 import { basename, dirname, join, resolve } from "node:path";
 import { ConfigError, messageOf, systemCode } from "../platform/errors.ts";
 import { fileError, isInside } from "../platform/files.ts";
-import { PARTIAL_FOLDER } from "./journal.ts";
+import { PARTIAL_FOLDER, partialKey } from "./journal.ts";
 
 const MARKER = "VERSION";
 const MARKER_TEXT = "cog-comfyui-bun weights store 1\n";
@@ -195,6 +195,11 @@ export function refPath(root: string, address: string): string {
 
 export function linksFolder(root: string, sha256: string): string {
   return join(root, "links", sha256);
+}
+
+/** Says that there is, or was about to be, a link to a blob at `path`. */
+export function linkRecordPath(root: string, sha256: string, path: string): string {
+  return join(linksFolder(root, sha256), `${partialKey(path)}.json`);
 }
 
 /** The SHA-256 whose blob a path in the store is; undefined for every other path. */

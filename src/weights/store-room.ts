@@ -133,6 +133,13 @@ export class StoreRoom {
     };
   }
 
+  /** The blobs for which another process gives a reason; a mere link is none. */
+  reasonsOfOthers(): Set<string> {
+    const { root, lease, silentMs } = this.#options;
+    const others = livingLeases(root, silentMs, lease?.id);
+    return new Set(others.flatMap(({ pins }) => Object.keys(pins)));
+  }
+
   /** What the first process that brought a blob called it. */
   nameOf(sha256: string): string {
     return this.#options.content.meta(sha256)?.name ?? sha256.slice(0, 12);
@@ -258,27 +265,35 @@ export class StoreRoom {
 
   /** Removes these blobs, unless somebody has come to need them meanwhile. */
   evictBlobs(victims: readonly PinnedBlob[]): Evicted[] {
-    if (victims.length === 0) {
-      return [];
-    }
-    const { root, lease } = this.#options;
+    const { lease, log } = this.#options;
+    const shas = victims.map(({ sha256 }) => sha256);
+    return this.#announced(shas, (free, mark) => {
+      const evicted = this.#discard(
+        victims.filter(({ sha256 }) => free.has(sha256)),
+        mark,
+      );
+      lease?.removeLinks(evicted.map(({ sha256 }) => sha256));
+      for (const { sha256, name, size } of evicted) {
+        log.info(`Evicted ${name} from the store`, { sha256, size: formatSize(size) });
+      }
+      return evicted;
+    });
+  }
+
+  /**
+   * Says that something is about to be done to these blobs, then does it to those that nobody needs. Whoever pins one
+   * from now on waits until it is done.
+   */
+  #announced<T>(shas: readonly string[], use: (free: ReadonlySet<string>, mark: string) => T): T {
+    const { root } = this.#options;
     const mark = randomBytes(6).toString("hex");
-    const intents = victims.map(({ sha256 }) => join(root, "evicting", `${sha256}-${mark}`));
+    const intents = shas.map((sha) => join(root, "evicting", `${sha}-${mark}`));
     try {
       for (const intent of intents) {
         writeFileSync(intent, "");
       }
-      const needed = this.#neededShas();
-      const gone = victims.filter(({ sha256 }) => !needed.has(sha256));
-      const evicted = this.#discard(gone, mark);
-      lease?.removeLinks(evicted.map(({ sha256 }) => sha256));
-      for (const { sha256, name, size } of evicted) {
-        this.#options.log.info(`Evicted ${name} from the store`, {
-          sha256,
-          size: formatSize(size),
-        });
-      }
-      return evicted;
+      const needed = intents.length === 0 ? new Set<string>() : this.#neededShas();
+      return use(new Set(shas.filter((sha) => !needed.has(sha))), mark);
     } finally {
       for (const intent of intents) {
         rmSync(intent, { force: true });
@@ -381,7 +396,6 @@ export class StoreRoom {
 
   /** Removes what was set aside and what killed processes left. Returns the bytes. */
   removeJunk(): number {
-    const { root } = this.#options;
     let bytes = 0;
     for (const { path, size, isStale } of this.#junk()) {
       if (isStale) {
@@ -389,12 +403,19 @@ export class StoreRoom {
         rmSync(path, { recursive: true, force: true });
       }
     }
-    for (const name of entriesOf(join(root, "links"))) {
-      if (statSync(blobPath(root, name), { throwIfNoEntry: false }) === undefined) {
-        rmSync(join(root, "links", name), { recursive: true, force: true });
-      }
-    }
+    this.#removeLinksToNothing();
     return bytes;
+  }
+
+  #removeLinksToNothing(): void {
+    const { root, content } = this.#options;
+    const gone = entriesOf(join(root, "links")).filter((sha) => !content.has(sha));
+    this.#announced(gone, (free) => {
+      // One that came back meanwhile has links again that somebody counts on being known.
+      for (const sha of [...free].filter((one) => !content.has(one))) {
+        this.#unlink(sha);
+      }
+    });
   }
 
   #junkBytes(): number {

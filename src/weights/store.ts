@@ -22,7 +22,7 @@ import { redactUrl } from "../platform/redact.ts";
 import { formatSize } from "../platform/size.ts";
 import type { DigestBook } from "./digests.ts";
 import type { ObjectIdentity } from "./journal.ts";
-import { PARTIAL_FOLDER, partialKey, REMOTE_FILE_SYSTEMS } from "./journal.ts";
+import { PARTIAL_FOLDER, REMOTE_FILE_SYSTEMS } from "./journal.ts";
 import { partialRootFor } from "./placing.ts";
 import { jobKey, memberName } from "./plan.ts";
 import type { InstalledWeight, InstallJob, WeightSource } from "./plan-types.ts";
@@ -30,7 +30,14 @@ import { conflict, publish } from "./publish.ts";
 import { remember } from "./records.ts";
 import { looksLikeArchive } from "./sources.ts";
 import { StoreContent } from "./store-content.ts";
-import { blobPath, isStore, linksFolder, openLayout, remake, writeSmall } from "./store-layout.ts";
+import {
+  blobPath,
+  isStore,
+  linkRecordPath,
+  openLayout,
+  remake,
+  writeSmall,
+} from "./store-layout.ts";
 import type { LeaseTimes } from "./store-lease.ts";
 import { DEFAULT_LEASE_TIMES, Lease } from "./store-lease.ts";
 import type { LinkMethod } from "./store-link.ts";
@@ -184,6 +191,7 @@ export class WeightStore implements StorePort, Disposable {
     }
     remake(this.root);
     using _pin = this.#lease?.pin([sha256], PLACING);
+    await this.#room.settled(sha256, options.signal);
     // An altered one of this name is set aside first, so that it can't be in the way.
     if (!(await this.#content.isGood(sha256))) {
       await publish(file, blobPath(this.root, sha256), { mode: BLOB_MODE });
@@ -210,6 +218,7 @@ export class WeightStore implements StorePort, Disposable {
     try {
       const sha256 = installed.sha256 ?? (await this.#options.digests.of(installed.file));
       using _pin = this.#lease?.pin([sha256], PLACING);
+      await this.#room.settled(sha256);
       if (!(await this.#content.isGood(sha256))) {
         this.#copyIn(installed.file, sha256);
       }
@@ -336,11 +345,14 @@ export class WeightStore implements StorePort, Disposable {
   remove(path: string, sha256: string): boolean {
     const wasGood = this.#content.looksGood(sha256);
     if (removeLink(path, blobPath(this.root, sha256))) {
-      rmSync(join(linksFolder(this.root, sha256), `${partialKey(path)}.json`), { force: true });
-      this.#lease?.removeLinks([sha256]);
+      this.#forgetLink(sha256, path);
       if (wasGood) {
         this.#content.refresh(sha256);
       }
+    }
+    if (this.#isLinked(sha256)) {
+      // It is here under another name too, which nobody asked to remove.
+      return false;
     }
     const blob = this.#room.usage().blobs.find((one) => one.sha256 === sha256);
     return (
@@ -428,27 +440,37 @@ export class WeightStore implements StorePort, Disposable {
     const blob = blobPath(this.root, sha);
     if (leadsTo(destination, blob)) {
       this.#lease?.addLinks([sha]);
+      this.#keepRecord(sha, destination);
       return "there already";
     }
     if (this.mode === "copy") {
       return await this.#copy(sha, destination, replace);
     }
-    // Before the link is made: who evicts looks at links too, and finds this one.
+    // Both before the link is made: who evicts looks at leases and records, also when we are killed right after it.
     this.#lease?.addLinks([sha]);
+    this.#recordLink(sha, destination);
     const how = linkBlob({ blob, destination, methods: methodsFor("link"), replace });
+    if (how === "symbolic link" && !this.#content.has(sha)) {
+      // We were paused for so long that others took us for dead, and evicted it between two of these lines.
+      removeLink(destination, blob);
+      this.#forgetLink(sha, destination);
+      return "gone";
+    }
+    if (leadsTo(destination, blob)) {
+      this.#keepRecord(sha, destination);
+    } else {
+      this.#forgetLink(sha, destination);
+    }
     if (how === "taken") {
       await this.#requireSame(sha, destination);
       return "there already";
     }
-    if (how === "hard link" || how === "symbolic link") {
-      this.#recordLink(sha, destination);
-      if (how === "hard link") {
-        this.#content.refresh(sha);
-      }
-    } else {
-      this.#lease?.removeLinks([sha]);
+    if (how === "hard link") {
+      this.#content.refresh(sha);
     }
-    this.#tellOnce(how, `Weights are put into the models folder by ${how}`);
+    if (how !== "gone") {
+      this.#tellOnce(how, `Weights are put into the models folder by ${how}`);
+    }
     return how;
   }
 
@@ -522,9 +544,42 @@ export class WeightStore implements StorePort, Disposable {
 
   #recordLink(sha: string, path: string): void {
     if (this.writable) {
-      const file = join(linksFolder(this.root, sha), `${partialKey(path)}.json`);
-      writeSmall(this.root, file, JSON.stringify({ path }));
+      writeSmall(this.root, linkRecordPath(this.root, sha, path), JSON.stringify({ path }));
     }
+  }
+
+  /** Another process of this models folder may have removed the record together with an earlier link. */
+  #keepRecord(sha: string, path: string): void {
+    if (fileAt(linkRecordPath(this.root, sha, path)) === undefined) {
+      this.#recordLink(sha, path);
+    }
+  }
+
+  /** After a link was removed. */
+  #forgetLink(sha: string, path: string): void {
+    const blob = blobPath(this.root, sha);
+    rmSync(linkRecordPath(this.root, sha, path), { force: true });
+    if (leadsTo(path, blob)) {
+      // Another process of this models folder has just made it again.
+      this.#keepRecord(sha, path);
+    }
+    this.#unprotect(sha);
+  }
+
+  /** A blob counts as linked for as long as one of our links leads to it. */
+  #unprotect(sha: string): void {
+    if (!this.#isLinked(sha)) {
+      this.#lease?.removeLinks([sha]);
+    }
+  }
+
+  #isLinked(sha: string): boolean {
+    const blob = blobPath(this.root, sha);
+    return this.#room.linksOf(sha).some((path) => this.#isOurs(path) && leadsTo(path, blob));
+  }
+
+  #isOurs(path: string): boolean {
+    return this.#options.modelsRoots.some((root) => isInside(root, path));
   }
 
   /** Somebody lacks room: links that nothing here needs go. What stays in the store is linked again at its next use. */
@@ -533,13 +588,14 @@ export class WeightStore implements StorePort, Disposable {
       if (!this.#room.isRoomWanted()) {
         return;
       }
+      // Another process may run on this very models folder, and have reasons of its own.
+      const others = this.#room.reasonsOfOthers();
       const spare = [...(this.#lease?.links ?? [])].filter(
-        (sha) => this.#lease?.reasons(sha).length === 0,
+        (sha) => this.#lease?.reasons(sha).length === 0 && !others.has(sha),
       );
       for (const sha of spare) {
         this.#releaseLink(sha);
       }
-      this.#lease?.removeLinks(spare);
     } catch (error) {
       this.#log.debug(`Links could not be given up: ${messageOf(error)}`);
     }
@@ -547,12 +603,12 @@ export class WeightStore implements StorePort, Disposable {
 
   #releaseLink(sha: string): void {
     for (const path of this.#room.linksOf(sha)) {
-      const isOurs = this.#options.modelsRoots.some((root) => isInside(root, path));
-      if (isOurs && removeLink(path, blobPath(this.root, sha))) {
-        rmSync(join(linksFolder(this.root, sha), `${partialKey(path)}.json`), { force: true });
+      if (this.#isOurs(path) && removeLink(path, blobPath(this.root, sha))) {
+        this.#forgetLink(sha, path);
         this.#log.info(`Gave up the link ${path}: another process needs room in the store`);
       }
     }
+    this.#unprotect(sha);
   }
 
   #onLeaseLost(): void {

@@ -2,7 +2,8 @@
  * A process that uses a store, driven line by line over its standard input, so that tests can stop, kill and question
  * it. Arguments: a JSON document of settings.
  */
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { ModelFolders } from "../../src/models/folders.ts";
 import { silentLogger } from "../../src/platform/log.ts";
@@ -80,7 +81,11 @@ for await (const line of createInterface({ input: process.stdin })) {
     } else if (order.do === "pin") {
       pins.get(order.sha256)?.[Symbol.dispose]();
       pins.set(order.sha256, store.pin([order.sha256], "test"));
-      say({ pinned: order.sha256, there: store.has(order.sha256) });
+      // One whose eviction was announced before is given back, but may be away for a moment.
+      const isGoing = readdirSync(join(settings.store, "evicting")).some((name) =>
+        name.startsWith(order.sha256),
+      );
+      say({ pinned: order.sha256, there: !isGoing && store.has(order.sha256) });
     } else if (order.do === "unpin") {
       pins.get(order.sha256)?.[Symbol.dispose]();
       say({ unpinned: order.sha256 });

@@ -8,6 +8,7 @@ export class StoreProcess implements AsyncDisposable {
   readonly #answers: Answer[] = [];
   readonly #waiting: ((answer: Answer) => void)[] = [];
   readonly progress: Answer[] = [];
+  #killed = false;
 
   constructor(settings: Readonly<Record<string, unknown>>, as: { readonly uid?: number } = {}) {
     this.#child = Bun.spawn(
@@ -19,6 +20,11 @@ export class StoreProcess implements AsyncDisposable {
 
   get exited(): Promise<number> {
     return this.#child.exited;
+  }
+
+  /** False from the moment a killing signal was sent. */
+  get isRunning(): boolean {
+    return !this.#killed && this.#child.exitCode === null && this.#child.signalCode === null;
   }
 
   /** The next answer; progress is kept apart. */
@@ -42,11 +48,13 @@ export class StoreProcess implements AsyncDisposable {
   signal(name: NodeJS.Signals): void {
     // One that has ended by itself, or by another's hand, gets none.
     if (this.#child.exitCode === null && this.#child.signalCode === null) {
+      this.#killed ||= name === "SIGKILL";
       this.#child.kill(name);
     }
   }
 
   async kill(): Promise<void> {
+    this.#killed = true;
     this.#child.kill("SIGKILL");
     await this.#child.exited;
   }

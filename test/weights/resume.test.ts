@@ -10,10 +10,11 @@ import {
   readFileSync,
   rmSync,
   truncateSync,
+  utimesSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { crc32 } from "node:zlib";
 import { AppError } from "../../src/platform/errors.ts";
 import type { OwnershipRules, PartialFolder } from "../../src/weights/journal.ts";
@@ -289,6 +290,31 @@ describe("owners", () => {
     first[Symbol.dispose]();
     mine(await open()).remove();
     expect(readdirSync(dir.join(".cog-partial"))).toEqual([]);
+  });
+
+  test("one that lets go and removes its folder takes nothing from whoever comes at that moment", async () => {
+    const script = join(import.meta.dir, "../support/partial-child.ts");
+    const children = Array.from({ length: 4 }, () =>
+      Bun.spawn([process.execPath, script, dir.join(".cog-partial"), "1500"], { stdout: "pipe" }),
+    );
+    const said = await Promise.all(
+      children.map(async ({ stdout }) => JSON.parse(await new Response(stdout).text())),
+    );
+    expect(said.map(({ vanished }) => vanished)).toEqual([[], [], [], []]);
+    expect(Math.min(...said.map(({ held }) => held))).toBeGreaterThan(0);
+  });
+
+  test("what a killed process left of making or removing a folder is swept away", async () => {
+    const home = dir.join(".cog-partial", partialKey("/x"));
+    mkdirSync(join(home, ".gone-h-1-00"), { recursive: true });
+    writeFileSync(join(home, ".gone-h-1-00", "data"), "bytes");
+    mkdirSync(join(home, ".new-h-1-00"));
+    const old = new Date(Date.now() - 60_000);
+    utimesSync(join(home, ".new-h-1-00"), old, old);
+    mkdirSync(join(home, ".new-h-1-01"));
+    expect(listPartials([dir.path])).toEqual([]);
+    using held = mine(await open());
+    expect(readdirSync(home).toSorted()).toEqual([".new-h-1-01", basename(held.path)]);
   });
 
   test("D41: an owner of its own never shares a data file", async () => {

@@ -19,6 +19,9 @@ const WEIGHTS = Array.from({ length: 12 }, (_, index) => {
   return { name: `${index}.safetensors`, body, sha256: sha256(body) };
 });
 const MAX_BYTES = 5_000_000;
+/** So long that no living process is taken for dead because the machine is busy, and shorter than many a sleep. */
+const LEASE = { renewMs: 200, silentMs: 3000 };
+const LONGEST_SLEEP_MS = 6000;
 /** Another file system, where there is one: symbolic links instead of hard ones. */
 const OTHER_DISK = existsSync("/dev/shm") ? "/dev/shm" : undefined;
 
@@ -53,7 +56,13 @@ test(
     // Every one that was ever started: an actor whose process was replaced twice at once would lose one otherwise.
     const started: StoreProcess[] = [];
     const start = async (models: string): Promise<StoreProcess> => {
-      const child = new StoreProcess({ store, models, maxBytes: MAX_BYTES, busyPatienceMs: 1500 });
+      const child = new StoreProcess({
+        store,
+        models,
+        maxBytes: MAX_BYTES,
+        busyPatienceMs: 1500,
+        lease: LEASE,
+      });
       started.push(child);
       await child.next();
       return child;
@@ -95,8 +104,10 @@ test(
           problems.push(`drop: ${String(answer["failed"])} ${String(answer["message"])}`);
         }
       } else if (dice < 0.73) {
-        const answer = await actor.process.ask({ do: "pin", sha256: weight.sha256 });
-        if (answer["there"] === true) {
+        const { process: asked } = actor;
+        const answer = await asked.ask({ do: "pin", sha256: weight.sha256 });
+        // A pin ends with its process, and the answer may be older than the kill.
+        if (answer["there"] === true && actor.process === asked && asked.isRunning) {
           actor.pins.add(weight.sha256);
         }
       } else if (dice < 0.9) {
@@ -120,7 +131,7 @@ test(
         actor.pins.clear();
         actor.stopped = true;
         actor.process.signal("SIGSTOP");
-        await Bun.sleep(Math.random() * 1800);
+        await Bun.sleep(Math.random() * LONGEST_SLEEP_MS);
         actor.process.signal("SIGCONT");
         // Its lease may have run out: what it has is checked again from its next answer on.
         await actor.process.ask({ do: "unpin", sha256: weight.sha256 });

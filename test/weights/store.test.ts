@@ -248,6 +248,66 @@ describe("the budget", () => {
     held[Symbol.dispose]();
   });
 
+  test("does not ask away what another process on the same models folder needs", async () => {
+    await using first = user("a", { maxBytes });
+    await first.bring(0);
+    await first.bring(1);
+    await using beside = user("a", { maxBytes });
+    await beside.bring(0);
+    using _held = beside.store.pin([SHAS[0]!], "prediction");
+    await using third = user("c", { maxBytes });
+    expect(await third.bring(2)).toMatchObject({ fetched: true });
+    expect([0, 1].map((index) => existsSync(first.path(index)))).toEqual([true, false]);
+    expect(existsSync(blob(0))).toBe(true);
+  });
+
+  test("counts a blob as linked until the last of its names is gone", async () => {
+    await using first = user("a");
+    const again = first.path(0).replace("0.safe", "again.safe");
+    await first.bring(0);
+    await first.bring(0, { name: "again.safetensors", destination: again });
+    await using second = user("b");
+    expect(first.store.remove(first.path(0), SHAS[0]!)).toBe(false);
+    expect(second.store.gc({ maxBytes: 0 })).toEqual([]);
+    expect(sha256File(again)).toBe(SHAS[0]!);
+    expect(first.store.remove(again, SHAS[0]!)).toBe(true);
+    expect(existsSync(blob(0))).toBe(false);
+  });
+
+  test("forgets links to a blob that is gone, and removes those that lead nowhere", async () => {
+    await using first = user("a");
+    await first.bring(0);
+    rmSync(first.path(0));
+    symlinkSync(blob(0), first.path(0));
+    rmSync(blob(0));
+    const records = dir.join("store/links", SHAS[0]!);
+    await using second = user("b");
+    second.store.gc({});
+    // Its owner lives, and may be about to fetch it again.
+    expect(readdirSync(records)).toHaveLength(1);
+    first.store[Symbol.dispose]();
+    second.store.gc({});
+    expect(existsSync(records)).toBe(false);
+    expect(() => lstatSync(first.path(0))).toThrow();
+  });
+
+  test("is kept without racing: who takes a blob in waits for an eviction of it that was announced", async () => {
+    await using first = user("a");
+    const announcement = dir.join("store/evicting", `${SHAS[0]}-00`);
+    writeFileSync(announcement, "");
+    let over = false;
+    const brought = first.bring(0).finally(() => {
+      over = true;
+    });
+    await until(() => server.fetches("/0.safetensors").length > 0);
+    await Bun.sleep(100);
+    expect(over).toBe(false);
+    expect(existsSync(blob(0))).toBe(false);
+    rmSync(announcement);
+    expect(await brought).toMatchObject({ fetched: true });
+    expect(existsSync(blob(0))).toBe(true);
+  });
+
   test("frees a thousand blobs in one go", async () => {
     await using first = user("a");
     await first.bring(0);
