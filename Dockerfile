@@ -32,8 +32,15 @@ RUN bun install --frozen-lockfile --production --ignore-scripts --no-progress \
 # ---- the sources, readable for any user whatever umask the checkout was made with ---------------------------
 FROM dependencies AS sources
 COPY . .
-RUN mkdir -p .cog && bun scripts/signature.ts --openapi > .cog/openapi_schema.json \
-  && mv node_modules /node_modules && chmod -R u=rwX,go=rX .
+RUN mkdir -p .cog && bun scripts/signature.ts --openapi > .cog/openapi_schema.json
+# The two programs that a start waits for, each compiled into one file with its bytecode, in place of its source: a
+# hundred modules less to find, read and parse. What is left out is loaded at its first use.
+RUN bun build predict.ts src/comfy/embedded/main.ts --target=bun --bytecode --outdir=/compiled \
+    --external=sharp --external=standardwebhooks --external=tar-stream --external=undici \
+  && for entry in predict src/comfy/embedded/main; do \
+    mv "/compiled/${entry}.js" "${entry}.ts" && mv "/compiled/${entry}.js.jsc" "${entry}.ts.jsc" || exit 1; \
+  done
+RUN mv node_modules /node_modules && chmod -R u=rwX,go=rX .
 
 # ---- the product --------------------------------------------------------------------------------------------
 FROM runtime AS product

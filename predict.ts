@@ -525,9 +525,12 @@ function workflowInput(wanted: PredictInput): string | undefined {
 }
 
 if (import.meta.main) {
-  process.exitCode = await runMain(process.argv.slice(2), {
+  // No `await` here: what the image compiles can't have one outside of functions.
+  void runMain(process.argv.slice(2), {
     inputs: PredictInput,
     makePredictor: (config, log) => new Predictor({ config, log }),
     makeModel: cogModel,
+  }).then((code) => {
+    process.exitCode = code;
   });
 }

@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openHost } from "../scripts/container-host.ts";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 
 const OURS = "cog-comfyui-bench:embedded";
 const THEIRS = "cog-comfyui-bench:python";

@@ -4,7 +4,7 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { delimiter, join } from "node:path";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 
 /** Ignored by git and docker; kept between runs, so that only the first one downloads. */
 const HOME = join(PROJECT_ROOT, ".tools/container");

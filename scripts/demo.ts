@@ -6,7 +6,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import { formatSize } from "../src/platform/size.ts";
 import type { Origin } from "./demo-origin.ts";
 import { originFile, serveOrigin } from "./demo-origin.ts";

@@ -7,7 +7,7 @@
  */
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import { writeCudaStandIns } from "./cuda-stand-ins.ts";
 
 const TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"];

@@ -11,8 +11,8 @@ import { z } from "zod";
 import { openApiDocument } from "../src/cog/openapi.ts";
 import { COG_VERSION } from "../src/cog/service.ts";
 import { ServedWorkflow } from "../src/media/served.ts";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
 import type { JsonObject } from "../src/platform/json.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import { parseWorkflow } from "../src/workflow/parse.ts";
 
 const SIGNATURE_PATH = join(PROJECT_ROOT, "cog/signature.py");

@@ -6,7 +6,7 @@
 import { existsSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 
 interface Step {
   readonly name: string;

@@ -5,7 +5,8 @@ import { dirname, join } from "node:path";
 import { ComfyUI } from "../comfyui.ts";
 import { Predictor } from "../predict.ts";
 import { COMMANDS } from "../src/cli/commands.ts";
-import { ENV_NAMES, PROJECT_ROOT } from "../src/platform/env.ts";
+import { ENV_NAMES } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import { WeightsDownloader } from "../weights_downloader.ts";
 
 function read(path: string): string {

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { Predictor } from "../predict.ts";
 import { samplePicture } from "../scripts/picture.ts";
 import { tinyUpscaler } from "../scripts/tiny-upscaler.ts";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import { rejection, testConfig, UPSCALER_2X } from "./support/app.ts";
 import { tempDir } from "./support/temp-dir.ts";
 

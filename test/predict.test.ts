@@ -5,7 +5,7 @@ import { PredictInput, Predictor } from "../predict.ts";
 import { samplePicture } from "../scripts/picture.ts";
 import { tinyUpscaler } from "../scripts/tiny-upscaler.ts";
 import { inputSchema, openApiDocument, propertiesOf } from "../src/cog/openapi.ts";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import {
   keptLog,
   rejection,

@@ -10,10 +10,10 @@ import { inputSchema, openApiDocument, propertiesOf } from "../src/cog/openapi.t
 import type { CogServer } from "../src/cog/serve.ts";
 import { serveCog } from "../src/cog/serve.ts";
 import { ServedWorkflow } from "../src/media/served.ts";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
 import type { JsonObject } from "../src/platform/json.ts";
 import { stringifyJson } from "../src/platform/json.ts";
 import { silentLogger } from "../src/platform/log.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import { ownRoutes } from "../src/routes/own.ts";
 import { parseWorkflow } from "../src/workflow/parse.ts";
 import { rejection, testConfig, UPSCALER_2X, weightOrigin } from "./support/app.ts";

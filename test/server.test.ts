@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { PROJECT_ROOT } from "../src/platform/env.ts";
+import { PROJECT_ROOT } from "../src/platform/project-root.ts";
 import { UPSCALER_2X, weightOrigin } from "./support/app.ts";
 import type { TempDir } from "./support/temp-dir.ts";
 import { tempDir } from "./support/temp-dir.ts";

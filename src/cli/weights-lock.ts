@@ -1,8 +1,8 @@
 /** `weights lock` and `weights outdated`: pin the versions of weights, and ask whether their sources have moved on. */
 import { join } from "node:path";
-import { PROJECT_ROOT } from "../platform/env.ts";
 import { WeightError } from "../platform/errors.ts";
 import { stringifyJson } from "../platform/json.ts";
+import { PROJECT_ROOT } from "../platform/project-root.ts";
 import { formatSize } from "../platform/size.ts";
 import { LockFile } from "../weights/lock.ts";
 import type { OutdatedRow, VersionFacts } from "../weights/lock-make.ts";

@@ -4,8 +4,8 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { PROJECT_ROOT } from "../platform/env.ts";
 import { ConfigError, EngineError, messageOf } from "../platform/errors.ts";
+import { PROJECT_ROOT } from "../platform/project-root.ts";
 import type { EngineDirs } from "../workflow/engine-files.ts";
 
 /** Something that can be started as ComfyUI. */

@@ -4,13 +4,11 @@
  */
 import { existsSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, isAbsolute, join, resolve } from "node:path";
+import { isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
 import { ConfigError } from "./errors.ts";
+import { PROJECT_ROOT } from "./project-root.ts";
 import { parseSize } from "./size.ts";
-
-/** The folder of package.json: what relative paths in variables are relative to. */
-export const PROJECT_ROOT = resolve(dirname(import.meta.path), "../..");
 
 /** An empty variable means the same as an unset one: compose files and platforms set empty strings. */
 const text = z.string().trim().optional();

@@ -2,7 +2,9 @@
  * SHA-256 of a file while it is still growing: in this thread for small files, in a worker for large ones, which
  * hides the cost up to about 1 GB/s (downloader.md B.4).
  */
+import { join } from "node:path";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
+import { PROJECT_ROOT } from "../platform/project-root.ts";
 import { Frontier, followFile } from "./frontier.ts";
 
 /** Below this a worker's start costs more than it saves. */
@@ -38,7 +40,7 @@ export async function digestOf(path: string, signal?: AbortSignal): Promise<stri
 }
 
 async function digestInWorker(path: string, frontier: Frontier): Promise<string> {
-  const worker = new Worker(new URL("./digest-worker.ts", import.meta.url).href);
+  const worker = new Worker(join(PROJECT_ROOT, "src/weights/digest-worker.ts"));
   worker.unref();
   const answer = new Promise<string>((resolve, reject) => {
     worker.onmessage = (event: MessageEvent<unknown>) => {

@@ -2,11 +2,13 @@
  * Weights that a node fetches without naming them: preprocessors, IPAdapter presets, InsightFace, background removal.
  * A table of rows, each one condition on the inputs of one class; users may add their own. Asking has no side effects.
  */
+
 import { readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { z } from "zod";
 import { WeightError } from "../platform/errors.ts";
 import type { JsonValue } from "../platform/json.ts";
+import { PROJECT_ROOT } from "../platform/project-root.ts";
 import { linkOf } from "../workflow/graph.ts";
 
 /** Input → value it must have; null: the input must not be linked. */
@@ -99,7 +101,7 @@ export class ImpliedTable {
   /** The table that ships with the program; read at the first use. */
   static builtIn(): ImpliedTable {
     ImpliedTable.#builtIn ??= ImpliedTable.parse(
-      JSON.parse(readFileSync(join(import.meta.dir, "implied-weights.json"), "utf8")),
+      JSON.parse(readFileSync(join(PROJECT_ROOT, "src/weights/implied-weights.json"), "utf8")),
       "implied-weights.json",
     );
     return ImpliedTable.#builtIn;

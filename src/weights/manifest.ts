@@ -7,9 +7,9 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import { canonicalCategory, looksLikeWeight } from "../models/categories.ts";
-import { PROJECT_ROOT } from "../platform/env.ts";
 import { messageOf, WeightError } from "../platform/errors.ts";
 import { isJsonObject } from "../platform/json.ts";
+import { PROJECT_ROOT } from "../platform/project-root.ts";
 
 /** A relative path with forward slashes that stays below its folder. */
 const RelativePath = z

@@ -3,11 +3,13 @@
  * live `/object_info`, or from the committed table of facts about ComfyUI's own nodes. One class is read when it is
  * first asked for: most workflows use twenty of nine hundred.
  */
+
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { ConfigError } from "../platform/errors.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { isJsonObject } from "../platform/json.ts";
+import { PROJECT_ROOT } from "../platform/project-root.ts";
 import { own, ownList, ownObject, ownText } from "./graph-read.ts";
 
 /** One input of a class, as `/object_info` declares it. Lists of choices have the type `COMBO`. */
@@ -102,7 +104,7 @@ export class NodeDefinitions {
 
   static #readCore(): NodeDefinitions {
     const table: unknown = JSON.parse(
-      readFileSync(join(import.meta.dir, "core-definitions.json"), "utf8"),
+      readFileSync(join(PROJECT_ROOT, "src/workflow/core-definitions.json"), "utf8"),
     );
     const root = isJsonObject(table) ? table : {};
     return new NodeDefinitions("table", ownObject(root, "nodes") ?? {}, ownList(root, "lists"));

@@ -1,7 +1,9 @@
 /** Which node pack brings a class that isn't ComfyUI's own: as the file itself says, else by a committed table of facts. */
+
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
+import { PROJECT_ROOT } from "../platform/project-root.ts";
 import type { NodePack } from "./graph.ts";
 
 /** A pack, as a report names it. */
@@ -34,7 +36,7 @@ let tables: Tables | undefined;
 
 /** Read once, when a class is unknown for the first time. */
 function readTables(): Tables {
-  const text = readFileSync(join(import.meta.dir, "node-packs.json"), "utf8");
+  const text = readFileSync(join(PROJECT_ROOT, "src/workflow/node-packs.json"), "utf8");
   const packs = Object.entries(Table.parse(JSON.parse(text)));
   return {
     commits: new Map(packs.map(([repo, { commit }]) => [repo, commit])),

@@ -1,7 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { ENV_NAMES, PROJECT_ROOT, parseEnv } from "../../src/platform/env.ts";
+import { ENV_NAMES, parseEnv } from "../../src/platform/env.ts";
 import { ConfigError } from "../../src/platform/errors.ts";
+import { PROJECT_ROOT } from "../../src/platform/project-root.ts";
 
 describe("parseEnv", () => {
   test("gives every default in an empty environment", () => {

@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { PROJECT_ROOT } from "../../src/platform/env.ts";
+import { PROJECT_ROOT } from "../../src/platform/project-root.ts";
 import { NodeDefinitions } from "../../src/workflow/definitions.ts";
 import type { Graph, NodePack } from "../../src/workflow/graph.ts";
 import { packOfClass } from "../../src/workflow/node-packs.ts";
