@@ -7,6 +7,7 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { fileError } from "../platform/files.ts";
+import { startTicks } from "../platform/process-start.ts";
 
 const PREFIX = "cog-comfyui-engine-";
 const OWNER_FILE = "owner.json";
@@ -20,7 +21,7 @@ export function makeWorkFolder(workDir: string): string {
   try {
     mkdirSync(workDir, { recursive: true });
     const root = mkdtempSync(join(workDir, PREFIX));
-    const owner = { host: hostname(), pid: process.pid, started: startOf(process.pid) ?? "" };
+    const owner = { host: hostname(), pid: process.pid, started: startTicks(process.pid) ?? "" };
     writeFileSync(join(root, OWNER_FILE), JSON.stringify(owner));
     return root;
   } catch (error) {
@@ -56,7 +57,9 @@ function list(folder: string): string[] {
 function isOrphan(root: string): boolean {
   const owner = read(join(root, OWNER_FILE), Owner);
   // A process id says nothing on another machine, or in another container.
-  return owner !== undefined && owner.host === hostname() && startOf(owner.pid) !== owner.started;
+  return (
+    owner !== undefined && owner.host === hostname() && startTicks(owner.pid) !== owner.started
+  );
 }
 
 function endEngine(root: string): void {
@@ -77,25 +80,6 @@ function read<T>(file: string, schema: z.ZodType<T>): T | undefined {
   } catch {
     // No such file, or a half written one: no claim.
     return undefined;
-  }
-}
-
-/** When a process started, as the kernel counts; undefined when there is none of that number. */
-function startOf(pid: number): string | undefined {
-  try {
-    // The name in parentheses may hold spaces: fields are counted behind it.
-    return readFileSync(`/proc/${pid}/stat`, "utf8").split(")").at(-1)?.trim().split(" ")[19];
-  } catch {
-    return isAlive(pid) ? "" : undefined;
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
   }
 }
 

@@ -1,7 +1,10 @@
 /** Telling a process from a later one that got the same id. */
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 
-/** A process's start time in ticks since boot, as the kernel prints it; undefined when it has ended. Linux only. */
+/**
+ * A process's start time in ticks since boot, as the kernel prints it; undefined when it has ended. Where there is no
+ * `/proc`, the empty text for one that runs: its id is then all there is to go by.
+ */
 export function startTicks(pid: number): string | undefined {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8");
@@ -9,6 +12,15 @@ export function startTicks(pid: number): string | undefined {
     // Where nobody collects the dead, as in a container without an init, they stay listed.
     return fields[0] === "Z" || fields[0] === "X" ? undefined : fields[19];
   } catch {
-    return undefined;
+    return !existsSync("/proc/self/stat") && isRunning(pid) ? "" : undefined;
+  }
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
   }
 }
