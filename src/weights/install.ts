@@ -12,9 +12,10 @@ import {
   DownloadError,
   isAbort,
   messageOf,
+  systemCode,
   WeightError,
 } from "../platform/errors.ts";
-import { copyFileBytes, fileAt, makeFolder } from "../platform/files.ts";
+import { copyFileBytes, fileAt, fileError, makeFolder } from "../platform/files.ts";
 import { AddressGuard } from "../platform/guard.ts";
 import type { ProxySettings } from "../platform/http.ts";
 import { Limiter } from "../platform/limit.ts";
@@ -1094,13 +1095,24 @@ function surmountable(job: InstallJob, error: unknown, signal: AbortSignal): App
   if (signal.aborted) {
     throw new CanceledError("The download was called off", { cause: error });
   }
-  if (!(error instanceof AppError)) {
-    throw error;
+  const failure = isFileFault(error) ? fileError(error, error.path, "use") : error;
+  if (!(failure instanceof AppError)) {
+    throw failure;
   }
-  if (FINAL_CODES.has(error.code)) {
-    throw named(job, error);
+  if (FINAL_CODES.has(failure.code)) {
+    throw named(job, failure);
   }
-  return error;
+  return failure;
+}
+
+/** A system error of a file, as the disk or a limit of this process may cause at any step. */
+function isFileFault(error: unknown): error is Error & { readonly path: string } {
+  return (
+    systemCode(error) !== undefined &&
+    error instanceof Error &&
+    "path" in error &&
+    typeof error.path === "string"
+  );
 }
 
 /** Twice the same wrong hash is a wrong expectation; two different ones a bad road. */

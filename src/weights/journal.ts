@@ -296,15 +296,20 @@ function createAttempt(home: string, rules: OwnershipRules): Claim {
   const name = attemptName();
   const path = join(home, name);
   const unborn = join(home, `${UNBORN}${name}`);
+  let lockFd: number | undefined;
   try {
     makeIn(home, unborn);
     writeFileSync(join(unborn, "owner"), ownerText(token), { mode: 0o600 });
-    const lockFd = openSync(join(unborn, "owner"), "r+");
+    lockFd = openSync(join(unborn, "owner"), "r+");
     rules.tryLock(lockFd);
     // Locked before it can be seen: no one who looks for orphans finds it without an owner.
     renameSync(unborn, path);
     return { path, lockFd, token, exclusive: true };
   } catch (error) {
+    if (lockFd !== undefined) {
+      closeSync(lockFd);
+    }
+    rmSync(unborn, { recursive: true, force: true });
     throw fileError(error, path, "create the folder");
   }
 }
@@ -511,37 +516,49 @@ async function takeOver(claim: Claim, header: Header, fresh: boolean): Promise<P
   const known = readJournal(claim.path);
   const dataPath = join(claim.path, "data");
   const usable = !fresh && known !== undefined && isSameObject(known.header, header);
-  const source = usable && existsSync(dataPath) ? openSync(dataPath, "r+") : undefined;
-  let fd: number;
-  let done: Map<number, number>;
-  if (source !== undefined && claim.exclusive) {
-    fd = source;
-    done = await verifiedChunks(source, header, known?.chunks ?? new Map());
-  } else {
-    // The old file may still be open in a process that only sleeps: its inode is not used again.
-    const freshPath = join(claim.path, "data.new");
-    fd = openSync(freshPath, "w+", 0o600);
-    done =
-      source === undefined
-        ? new Map()
-        : await verifiedChunks(source, header, known?.chunks ?? new Map(), fd);
-    renameSync(freshPath, dataPath);
-    if (source !== undefined) {
-      closeSync(source);
+  const spare = new Set<number>();
+  const open = (path: string, flags: string): number => {
+    const opened = openSync(path, flags, 0o600);
+    spare.add(opened);
+    return opened;
+  };
+  try {
+    const source = usable && existsSync(dataPath) ? open(dataPath, "r+") : undefined;
+    const chunks = known?.chunks ?? new Map<number, number>();
+    let fd: number;
+    let done = new Map<number, number>();
+    if (source !== undefined && claim.exclusive) {
+      fd = source;
+      done = await verifiedChunks(source, header, chunks);
+    } else {
+      // The old file may still be open in a process that only sleeps: its inode is not used again.
+      const freshPath = join(claim.path, "data.new");
+      fd = open(freshPath, "w+");
+      if (source !== undefined) {
+        done = await verifiedChunks(source, header, chunks, fd);
+      }
+      renameSync(freshPath, dataPath);
+    }
+    if (fstatSync(fd).size > header.sizeBytes) {
+      ftruncateSync(fd, header.sizeBytes);
+    }
+    const folder = new PartialFolder({
+      path: claim.path,
+      fd,
+      lockFd: claim.lockFd,
+      token: claim.token,
+      chunkBytes: header.chunk,
+      done,
+      journalFd: rewriteJournal(claim.path, header, done),
+    });
+    spare.delete(fd);
+    return folder;
+  } finally {
+    // The file that was copied from; after a failure, all.
+    for (const fd of spare) {
+      closeSync(fd);
     }
   }
-  if (fstatSync(fd).size > header.sizeBytes) {
-    ftruncateSync(fd, header.sizeBytes);
-  }
-  return new PartialFolder({
-    path: claim.path,
-    fd,
-    lockFd: claim.lockFd,
-    token: claim.token,
-    chunkBytes: header.chunk,
-    done,
-    journalFd: rewriteJournal(claim.path, header, done),
-  });
 }
 
 function isSameObject(known: Header, wanted: Header): boolean {

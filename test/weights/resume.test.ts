@@ -415,6 +415,36 @@ describe("disks", () => {
     expect(["IO_ERROR", "PATH_UNWRITABLE"]).toContain(code);
   });
 
+  test("D38: without a file descriptor left each step says so, nothing is visible, and the next try goes on", async () => {
+    const script = join(import.meta.dir, "../support/fd-child.ts");
+    const told = await Promise.all(
+      [2, 3, 4, 5, 6, 7].map(async (left) => {
+        const models = dir.join(`m${left}`);
+        const target = join(models, "checkpoints/w.safetensors");
+        const command = [
+          process.execPath,
+          script,
+          models,
+          server.url(PATH),
+          SHA,
+          target,
+          `${left}`,
+        ];
+        const running = Bun.spawn(["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", ...command], {
+          stdout: "pipe",
+        });
+        return JSON.parse(await new Response(running.stdout).text());
+      }),
+    );
+    expect(told.filter(({ second }) => second !== "installed")).toEqual([]);
+    const failed = told.filter(({ first }) => first !== "installed");
+    expect(failed.length).toBeGreaterThan(2);
+    for (const { first, visible } of failed) {
+      expect(first).toMatch(/^(IO_ERROR|NETWORK): .*(too many files are open|EMFILE)/);
+      expect(visible).toBe(false);
+    }
+  });
+
   test("D38: a name too long for the file system says so", async () => {
     await using installer = quickInstaller(dir.path);
     const long = dir.join("checkpoints", `${"n".repeat(300)}.safetensors`);
