@@ -351,22 +351,29 @@ function attemptsIn(home: string): string[] {
 /**
  * Removes an attempt that is ours, and its home if that is empty then. Out of everybody's reach first, and unlocked
  * last: a process that claimed it half removed would lose what it goes on to write there.
+ * @returns false where it could not be removed; it is then an orphan that the next start takes over
  */
-function removeAttempt({ path, lockFd }: { readonly path: string; readonly lockFd: number }): void {
+function removeAttempt({
+  path,
+  lockFd,
+}: {
+  readonly path: string;
+  readonly lockFd: number;
+}): boolean {
   const home = dirname(path);
   const doomed = join(home, `${DOOMED}${basename(path)}`);
   try {
     renameSync(path, doomed);
     removeDoomed(doomed);
+    removeIfEmpty(home);
+    return true;
   } catch (error) {
-    // Taken over, or removed by hand.
-    if (systemCode(error) !== "ENOENT") {
-      throw fileError(error, path, "remove");
-    }
+    // Taken over, removed by hand, or on a disk that does not let us. What was fetched is in its place by now, and
+    // must not fail for this.
+    return systemCode(error) === "ENOENT";
   } finally {
     closeSync(lockFd);
   }
-  removeIfEmpty(home);
 }
 
 /** The data first: from then on what a kill leaves is small. */
@@ -379,10 +386,13 @@ function removeDoomed(path: string): void {
 function sweepHome(home: string, rules: OwnershipRules): void {
   for (const path of subfolders(home)) {
     const name = basename(path);
-    if (name.startsWith(DOOMED)) {
-      removeDoomed(path);
-    } else if (name.startsWith(UNBORN) && isOld(path, rules)) {
-      rmSync(path, { recursive: true, force: true });
+    const isLeft = name.startsWith(DOOMED) || (name.startsWith(UNBORN) && isOld(path, rules));
+    try {
+      if (isLeft) {
+        removeDoomed(path);
+      }
+    } catch {
+      // Another user's, say: it takes room, and is in nobody's way.
     }
   }
 }
@@ -761,18 +771,20 @@ export function partialState(
 export function removePartials(roots: readonly string[], olderThanMs: number): PartialState[] {
   for (const home of homesIn(roots)) {
     sweepHome(home, SYSTEM_RULES);
+    // Of a process that was killed before it wrote down what it was about to fetch.
+    attemptsIn(home)
+      .filter((path) => summarise(path) === undefined)
+      .forEach(removeOrphan);
   }
-  return listPartials(roots).filter((state) => {
-    if (Date.now() - state.updatedAt.getTime() < olderThanMs) {
-      return false;
-    }
-    const claim = claimAttempt(state.path, dirname(state.path), SYSTEM_RULES);
-    if (claim === undefined || claim === "alive") {
-      return false;
-    }
-    removeAttempt(claim);
-    return true;
-  });
+  return listPartials(roots).filter(
+    ({ path, updatedAt }) => Date.now() - updatedAt.getTime() >= olderThanMs && removeOrphan(path),
+  );
+}
+
+/** False where somebody works on it. */
+function removeOrphan(path: string): boolean {
+  const claim = claimAttempt(path, dirname(path), SYSTEM_RULES);
+  return claim !== undefined && claim !== "alive" && removeAttempt(claim);
 }
 
 function removeIfEmpty(path: string): void {

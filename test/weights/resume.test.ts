@@ -315,6 +315,10 @@ describe("owners", () => {
     expect(listPartials([dir.path])).toEqual([]);
     using held = mine(await open());
     expect(readdirSync(home).toSorted()).toEqual([".new-h-1-01", basename(held.path)]);
+    mkdirSync(join(home, "h-1-02"));
+    writeFileSync(join(home, "h-1-02", "owner"), "{");
+    expect(removePartials([dir.path], 0)).toEqual([]);
+    expect(readdirSync(home).toSorted()).toEqual([".new-h-1-01", basename(held.path)]);
   });
 
   test("D41: an owner of its own never shares a data file", async () => {
