@@ -1,9 +1,10 @@
 /** ComfyUI's HTTP API, one method per call. Every call has a deadline; every answer is parsed before it is trusted. */
-import { createReadStream, createWriteStream, rmSync, statSync } from "node:fs";
+import { createWriteStream, rmSync, statSync } from "node:fs";
 import { posix } from "node:path";
 import { pipeline } from "node:stream/promises";
 import type { z } from "zod";
 import { EngineError, isAbort, messageOf } from "../platform/errors.ts";
+import { fileBlocks } from "../platform/files.ts";
 import type { HttpBody, HttpClient, HttpResponse } from "../platform/http.ts";
 import { stringifyJson } from "../platform/json.ts";
 import { redactUrl } from "../platform/redact.ts";
@@ -181,7 +182,7 @@ export class ComfyClient {
         "content-type": `multipart/form-data; boundary=${boundary}`,
         "content-length": String(size),
       },
-      body: concat(head, createReadStream(localPath), foot),
+      body: concat(head, fileBlocks(localPath), foot),
       signal,
       timeoutMs: SUBMIT_TIMEOUT_MS,
     });

@@ -3,7 +3,7 @@
  * cap answers at some ten megabytes. Requests are signed in their address, so that the upload itself is an ordinary PUT
  * with our own deadlines; files are streamed, never held in memory.
  */
-import { createReadStream, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { basename, posix } from "node:path";
 import {
   AppError,
@@ -12,6 +12,7 @@ import {
   DownloadError,
   messageOf,
 } from "../platform/errors.ts";
+import { fileBlocks } from "../platform/files.ts";
 import type { HttpClient } from "../platform/http.ts";
 import { Limiter } from "../platform/limit.ts";
 import { redactUrl } from "../platform/redact.ts";
@@ -134,7 +135,7 @@ export class OutputStore {
     const response = await this.#http.request(url, {
       method: "PUT",
       headers: { "content-length": String(size), "content-type": sniffFile(path).mime },
-      body: createReadStream(path),
+      body: fileBlocks(path),
       headersTimeoutMs: ANSWER_TIMEOUT_MS,
       maxRedirects: 0,
       signal,

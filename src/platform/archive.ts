@@ -3,22 +3,13 @@
  * root made into real files, nothing outside the root, counts and sizes capped. An archive that was cut, even
  * exactly between two members, is refused: no reader of tar notices that by itself (downloader.md B.8).
  */
-import {
-  chmodSync,
-  closeSync,
-  copyFileSync,
-  createReadStream,
-  linkSync,
-  mkdirSync,
-  openSync,
-  readSync,
-} from "node:fs";
+import { chmodSync, closeSync, copyFileSync, linkSync, mkdirSync, openSync } from "node:fs";
 import { dirname, posix } from "node:path";
 import { Readable } from "node:stream";
 import { crc32, createGunzip, createInflateRaw, createZstdDecompress } from "node:zlib";
 import type { extract as createTarParser } from "tar-stream";
 import { AppError, CanceledError, DownloadError, isAbort, messageOf } from "./errors.ts";
-import { fileError, joinInside, readFully, writeAway } from "./files.ts";
+import { fileBlocks, fileError, joinInside, readFully, writeAway } from "./files.ts";
 import { formatSize } from "./size.ts";
 
 export interface ArchiveLimits {
@@ -75,7 +66,6 @@ export type ArchiveKind = "tar" | "gzip" | "zstd" | "zip";
 /** Two zero blocks end a tar. */
 const TAR_END_BYTES = 1024;
 const TAR_BLOCK_BYTES = 512;
-const READ_BLOCK_BYTES = 256 * 1024;
 /** Where a chain of links must have arrived at a file. */
 const MAX_LINK_HOPS = 16;
 
@@ -576,7 +566,7 @@ export async function unpackArchive(
   const kind = sniffArchive(readHead(file));
   switch (kind) {
     case "tar":
-      return await unpackTar(blocksOf(file, options.signal), root, options);
+      return await unpackTar(fileBlocks(file, { signal: options.signal }), root, options);
     case "gzip":
     case "zstd":
       return await unpackTar(decompressed(file, kind, options.signal), root, options);
@@ -606,37 +596,12 @@ function readHead(file: string): Uint8Array {
   }
 }
 
-/** A file's bytes in blocks; each is only valid until the next is asked for. */
-async function* blocksOf(
-  file: string,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<Uint8Array> {
-  const fd = openSync(file, "r");
-  try {
-    for (let position = 0; ; ) {
-      signal?.throwIfAborted();
-      // A fresh buffer each time: the parser keeps slices of it.
-      const block = Buffer.allocUnsafe(READ_BLOCK_BYTES);
-      const length = readSync(fd, block, 0, block.length, position);
-      if (length === 0) {
-        return;
-      }
-      position += length;
-      yield block.subarray(0, length);
-      // Lets the server answer while a large archive is unpacked from the page cache.
-      await new Promise<void>((resolve) => setImmediate(resolve));
-    }
-  } finally {
-    closeSync(fd);
-  }
-}
-
 async function* decompressed(
   file: string,
   kind: "gzip" | "zstd",
   signal: AbortSignal | undefined,
 ): AsyncGenerator<Uint8Array> {
-  const source = createReadStream(file, { highWaterMark: READ_BLOCK_BYTES });
+  const source = Readable.from(fileBlocks(file, { signal }));
   const inflate = kind === "gzip" ? createGunzip() : createZstdDecompress({});
   source.on("error", (error) => inflate.destroy(error));
   source.pipe(inflate);
@@ -751,8 +716,10 @@ async function* zipBody(
   const raw =
     member.compressedBytes === 0
       ? Readable.from([])
-      : createReadStream(file, { start, end: start + member.compressedBytes - 1 });
+      : Readable.from(fileBlocks(file, { start, end: start + member.compressedBytes }));
   const stream = member.method === DEFLATED ? raw.pipe(createInflateRaw()) : raw;
+  // A pipe hands on no errors.
+  raw.on("error", (error) => stream.destroy(error));
   if (member.method !== DEFLATED && member.method !== STORED) {
     throw unsafe(
       `packs ${quote(member.name)} by method ${member.method}, which is not read`,

@@ -30,6 +30,7 @@ import {
   ConfigError,
   DownloadError,
   InputError,
+  isAbort,
   isDiskFull,
   messageOf,
   systemCode,
@@ -38,6 +39,7 @@ import { formatSize } from "./size.ts";
 
 /** Blocks of 1 MiB and more cost 2–4 times as much as these on Linux (downloader.md B.3). */
 export const WRITE_BLOCK_BYTES = 256 * 1024;
+const READ_BLOCK_BYTES = 256 * 1024;
 const COPY_BLOCK_BYTES = 1024 * 1024;
 
 /**
@@ -149,6 +151,46 @@ export function readFully(fd: number, into: Uint8Array, position: number): numbe
     done += read;
   }
   return done;
+}
+
+export interface BlockRange {
+  readonly start?: number | undefined;
+  /** The first byte that is not wanted. */
+  readonly end?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * A file's bytes in blocks, each a fresh buffer. It is opened when the first is asked for, and closed when no more are: a
+ * request that is called off before its body was read leaves nothing open, and no error that nobody hears.
+ * @throws AppError when it can't be opened or read
+ */
+export async function* fileBlocks(
+  path: string,
+  { start = 0, end = Infinity, signal }: BlockRange = {},
+): AsyncGenerator<Uint8Array> {
+  let fd: number | undefined;
+  try {
+    fd = openSync(path, "r");
+    for (let position = start; position < end; ) {
+      signal?.throwIfAborted();
+      const block = Buffer.allocUnsafe(Math.min(READ_BLOCK_BYTES, end - position));
+      const length = readFully(fd, block, position);
+      if (length === 0) {
+        return;
+      }
+      position += length;
+      yield block.subarray(0, length);
+      // Lets the server answer while a large file is read from the page cache.
+      await new Promise<void>((resolve) => setImmediate(resolve));
+    }
+  } catch (error) {
+    throw isAbort(error) ? error : fileError(error, path, "read");
+  } finally {
+    if (fd !== undefined) {
+      closeSync(fd);
+    }
+  }
 }
 
 /** Flushes a folder's entries, so that a rename in it survives a power loss. */
