@@ -105,6 +105,8 @@ export function serveCog(options: ServeOptions): Promise<CogServer> {
   return Promise.try(() => new RunningServer(options));
 }
 
+type Fault = "uncaughtException" | "unhandledRejection";
+
 class RunningServer implements CogServer {
   readonly url: string;
   readonly port: number;
@@ -116,6 +118,7 @@ class RunningServer implements CogServer {
   readonly #orphan: OrphanWatch;
   readonly #finish: (exitCode: number) => void;
   readonly #signals: readonly (readonly [NodeJS.Signals, () => void])[];
+  readonly #faults: readonly (readonly [Fault, (thrown: unknown) => void])[];
   #stopping: Promise<number> | undefined;
 
   constructor(options: ServeOptions) {
@@ -140,6 +143,7 @@ class RunningServer implements CogServer {
     this.port = this.#server.port ?? options.config.PORT;
     this.url = `http://${flags.host.includes(":") ? `[${flags.host}]` : flags.host}:${this.port}`;
     this.#signals = this.#signalHandlers(flags);
+    this.#faults = this.#faultHandlers();
     options.logger.info(`Listening on ${this.url}`);
     this.service.start();
   }
@@ -159,6 +163,26 @@ class RunningServer implements CogServer {
     ];
     for (const [signal, handler] of handlers) {
       process.on(signal, handler);
+    }
+    return handlers;
+  }
+
+  /** A mistake of ours in one request, or of a library beside it, must not end the predictions of all others. */
+  #faultHandlers(): [Fault, (thrown: unknown) => void][] {
+    if (this.#options.handleSignals === false) {
+      return [];
+    }
+    const tell = (thrown: unknown): void =>
+      this.#options.logger.error(
+        `A fault that nothing caught (please report it); the server goes on: ${messageOf(thrown)}`,
+        { stack: thrown instanceof Error ? thrown.stack : undefined },
+      );
+    const handlers: [Fault, (thrown: unknown) => void][] = [
+      ["uncaughtException", tell],
+      ["unhandledRejection", tell],
+    ];
+    for (const [fault, handler] of handlers) {
+      process.on(fault, handler);
     }
     return handlers;
   }
@@ -190,6 +214,9 @@ class RunningServer implements CogServer {
     } finally {
       for (const [signal, handler] of this.#signals) {
         process.off(signal, handler);
+      }
+      for (const [fault, handler] of this.#faults) {
+        process.off(fault, handler);
       }
     }
     this.#finish(exitCode);

@@ -549,6 +549,23 @@ describe("the process", () => {
   });
 });
 
+test("a fault that nothing caught is logged with its place, and ends neither the prediction nor the server", async () => {
+  using dir = tempDir();
+  const log = Bun.file(dir.join("log"));
+  await using faulty = await startChild([], {}, { main: "fault-main.ts", log });
+  for (const fault of ["throw", "reject"]) {
+    const url = `http://127.0.0.1:${faulty.port}/predictions`;
+    const answer = await jsonOf(await post(url, { input: { fault } }));
+    expect(answer).toMatchObject({ status: "succeeded", output: ["done"] });
+  }
+  expect(await healthStatus(faulty.port)).toBe("READY");
+  const lines = (await log.text()).split("\n").filter((line) => line.includes("nothing caught"));
+  expect(lines).toHaveLength(2);
+  expect(lines[0]).toContain("thrown at nobody");
+  expect(lines[1]).toContain("rejected unheard");
+  expect(lines.join()).toContain("fault-main.ts");
+});
+
 describe("flags and variables", () => {
   test("are those of Cog's server", () => {
     expect(

@@ -13,11 +13,12 @@ const MAIN = join(import.meta.dir, "cog-twin-main.ts");
 export async function startChild(
   flags: readonly string[],
   env: Readonly<Record<string, string>> = {},
-  options: { readonly wait?: boolean } = {},
+  options: { readonly wait?: boolean; readonly main?: string; readonly log?: Bun.BunFile } = {},
 ): Promise<Child> {
-  const child = Bun.spawn([process.execPath, MAIN, "--host", "127.0.0.1", ...flags], {
+  const main = options.main === undefined ? MAIN : join(import.meta.dir, options.main);
+  const child = Bun.spawn([process.execPath, main, "--host", "127.0.0.1", ...flags], {
     env: { PATH: process.env["PATH"] ?? "", PORT: "0", ALLOW_PRIVATE_NETWORK: "1", ...env },
-    stdio: ["ignore", "pipe", "ignore"],
+    stdio: ["ignore", "pipe", options.log ?? "ignore"],
   });
   const port = await firstLine(child.stdout);
   if (options.wait !== false) {
