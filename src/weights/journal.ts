@@ -35,7 +35,7 @@ import {
   writeFully,
 } from "../platform/files.ts";
 import { tryLock } from "../platform/native.ts";
-import { startTicks } from "../platform/process-start.ts";
+import { fateOf, ownMark } from "../platform/process-start.ts";
 
 /** Inside a models root, beside the category folders: ComfyUI lists nothing in it. */
 export const PARTIAL_FOLDER = ".cog-partial";
@@ -194,9 +194,10 @@ export class PartialFolder implements Disposable {
   [Symbol.dispose](): void {
     if (this.#open) {
       this.#open = false;
-      for (const fd of [this.fd, this.#journalFd, this.lockFd]) {
+      for (const fd of [this.fd, this.#journalFd]) {
         closeSync(fd);
       }
+      letGo({ path: this.path, lockFd: this.lockFd, token: this.#token });
     }
   }
 
@@ -261,7 +262,7 @@ export async function openPartial(request: PartialRequest): Promise<PartialFolde
   try {
     return await takeOver(claim, header, request.fresh === true);
   } catch (error) {
-    closeSync(claim.lockFd);
+    letGo(claim);
     throw fileError(error, home, "prepare the download in");
   }
 }
@@ -280,11 +281,29 @@ function attemptName(): string {
     .slice(0, 40)}-${process.pid}-${randomBytes(4).toString("hex")}`;
 }
 
+/** In the owner file of an attempt that nobody works on: where locks tell nothing, others need not wait for silence. */
+const LET_GO = '{"released":true}\n';
+
+/** Unlocks an attempt, and says so. */
+function letGo({ path, lockFd, token }: Omit<Claim, "exclusive">): void {
+  try {
+    // Unless it was taken over: what stands there then is another's.
+    if (readFileSync(join(path, "owner"), "utf8").includes(token)) {
+      ftruncateSync(lockFd, 0);
+      writeSync(lockFd, LET_GO, 0);
+    }
+  } catch {
+    // It has gone, or the disk is full: silence says the same, later.
+  } finally {
+    closeSync(lockFd);
+  }
+}
+
 /** What every owner file begins with. */
 const OWNER_START = "{";
 
 function ownerText(token: string): string {
-  return `${JSON.stringify({ token, host: hostname(), pid: process.pid, startTicks: startTicks(process.pid) })}\n`;
+  return `${JSON.stringify({ token, host: hostname(), ...ownMark() })}\n`;
 }
 
 /** Attempts that are being made, and such that are being removed. Nobody claims what begins with a dot. */
@@ -349,8 +368,9 @@ function attemptsIn(home: string): string[] {
 }
 
 /**
- * Removes an attempt that is ours, and its home if that is empty then. Out of everybody's reach first, and unlocked
- * last: a process that claimed it half removed would lose what it goes on to write there.
+ * Removes an attempt that is ours, and its home if that is empty then. Out of everybody's reach before it is unlocked: a
+ * process that claimed it half removed would lose what it goes on to write there. Unlocked before it is removed: network
+ * file systems keep the name of a file that is open, and its folder with it.
  * @returns false where it could not be removed; it is then an orphan that the next start takes over
  */
 function removeAttempt({
@@ -364,9 +384,6 @@ function removeAttempt({
   const doomed = join(home, `${DOOMED}${basename(path)}`);
   try {
     renameSync(path, doomed);
-    removeDoomed(doomed);
-    removeIfEmpty(home);
-    return true;
   } catch (error) {
     // Taken over, removed by hand, or on a disk that does not let us. What was fetched is in its place by now, and
     // must not fail for this.
@@ -374,25 +391,27 @@ function removeAttempt({
   } finally {
     closeSync(lockFd);
   }
+  removeDoomed(doomed);
+  removeIfEmpty(home);
+  return true;
 }
 
-/** The data first: from then on what a kill leaves is small. */
+/** The data first: from then on what a kill leaves is small. What can't go now goes with the next sweep. */
 function removeDoomed(path: string): void {
-  rmSync(join(path, "data"), { force: true });
-  rmSync(path, { recursive: true, force: true });
+  try {
+    rmSync(join(path, "data"), { force: true });
+    rmSync(path, { recursive: true, force: true });
+  } catch {
+    // Another user's, or open elsewhere on a network file system: it is in nobody's way.
+  }
 }
 
 /** What processes that were killed meanwhile left of making or removing an attempt. */
 function sweepHome(home: string, rules: OwnershipRules): void {
   for (const path of subfolders(home)) {
     const name = basename(path);
-    const isLeft = name.startsWith(DOOMED) || (name.startsWith(UNBORN) && isOld(path, rules));
-    try {
-      if (isLeft) {
-        removeDoomed(path);
-      }
-    } catch {
-      // Another user's, say: it takes room, and is in nobody's way.
+    if (name.startsWith(DOOMED) || (name.startsWith(UNBORN) && isOld(path, rules))) {
+      removeDoomed(path);
     }
   }
 }
@@ -405,7 +424,7 @@ function claimOrphan(home: string, rules: OwnershipRules): Claim | BusyPartial |
     const claim = claimAttempt(path, home, rules);
     if (claim === "alive") {
       if (claimed !== undefined) {
-        closeSync(claimed.lockFd);
+        letGo(claimed);
       }
       return { busy: true, doneBytes: summarise(path)?.doneBytes ?? 0 };
     }
@@ -438,11 +457,7 @@ function lockOf(
   try {
     const remote = rules.isRemote(path);
     const locked = rules.tryLock(lockFd);
-    const dead =
-      locked === true
-        ? !remote || isSilent(path, rules)
-        : locked === undefined && isDead(path, rules);
-    if (dead) {
+    if (isGone(path, locked, remote, rules)) {
       return { lockFd, exclusive: locked === true && !remote };
     }
   } catch {
@@ -451,6 +466,21 @@ function lockOf(
   }
   closeSync(lockFd);
   return "alive";
+}
+
+/** A local lock that is free says it all. A remote one may be free for everybody, and where there is none, others must tell. */
+function isGone(
+  path: string,
+  locked: boolean | undefined,
+  remote: boolean,
+  rules: OwnershipRules,
+): boolean {
+  if (locked === false || (locked === true && !remote)) {
+    return locked;
+  }
+  const fate = ownerFate(path);
+  // With a lock that proves nothing, one that runs but is silent may only have slept; whoever wakes is fenced off.
+  return fate === "ended" || ((fate === "unknown" || locked === true) && isSilent(path, rules));
 }
 
 function claimAttempt(
@@ -502,23 +532,20 @@ function isOld(path: string, rules: OwnershipRules): boolean {
   return nowMs !== undefined && madeMs !== undefined && nowMs - madeMs > rules.silentMs;
 }
 
-const OwnerSchema = z.object({
-  host: z.string(),
-  pid: z.number(),
-  startTicks: z.string().optional(),
-});
+const OwnerSchema = z.union([
+  z.object({ released: z.literal(true) }),
+  z.object({ pid: z.number(), table: z.string(), startTicks: z.string().nullable() }),
+]);
 
-/** Without locks: dead when it ran here and runs no more; elsewhere, when it has been silent for long. */
-function isDead(path: string, rules: OwnershipRules): boolean {
+/** What became of the owner, as far as that can be seen from here. */
+function ownerFate(path: string): ReturnType<typeof fateOf> {
   try {
     const owner = OwnerSchema.parse(JSON.parse(readFileSync(join(path, "owner"), "utf8")));
-    if (owner.host === hostname() && owner.startTicks !== undefined) {
-      return startTicks(owner.pid) !== owner.startTicks;
-    }
+    return "released" in owner ? "ended" : fateOf(owner);
   } catch {
     // An owner file that can't be read says nothing; time does.
+    return "unknown";
   }
-  return isSilent(path, rules);
 }
 
 /** Checks what a claimed folder holds against what is wanted, and opens it for writing. */

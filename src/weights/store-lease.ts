@@ -5,11 +5,11 @@
  * the file system's own.
  */
 import { randomBytes } from "node:crypto";
-import { readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
+import { readFileSync, rmSync, statSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
-import { startTicks } from "../platform/process-start.ts";
+import { fateOf, ownMark } from "../platform/process-start.ts";
 import { entriesOf, storeNow, writeSmall } from "./store-layout.ts";
 
 const LeaseDocument = z.object({
@@ -48,16 +48,6 @@ export interface LeaseTimes {
 
 export const DEFAULT_LEASE_TIMES: LeaseTimes = { renewMs: 10_000, silentMs: 60_000 };
 
-/** Boot and process namespace: where a process id means something. */
-function processTable(): string {
-  try {
-    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
-    return `${boot} ${readlinkSync("/proc/self/ns/pid")}`;
-  } catch {
-    return "";
-  }
-}
-
 /** This process's lease. */
 export class Lease implements Disposable {
   readonly id: string;
@@ -78,9 +68,7 @@ export class Lease implements Disposable {
       .slice(0, 40)}-${process.pid}-${randomBytes(4).toString("hex")}`;
     this.#self = {
       host: hostname(),
-      pid: process.pid,
-      table: processTable(),
-      startTicks: startTicks(process.pid) ?? null,
+      ...ownMark(),
     };
     this.#timer = setInterval(() => this.#renew(), times.renewMs);
     this.#timer.unref();
@@ -246,7 +234,6 @@ export function livingLeases(root: string, silentMs: number, except?: string): F
   if (names.length === 0) {
     return [];
   }
-  const table = processTable();
   let now: number | undefined;
   return names.flatMap((name) => {
     const id = name.slice(0, -".json".length);
@@ -260,12 +247,7 @@ export function livingLeases(root: string, silentMs: number, except?: string): F
       return [];
     }
     now ??= nowOf(root);
-    const isDead =
-      table !== "" &&
-      document.table === table &&
-      document.startTicks !== null &&
-      startTicks(document.pid) !== document.startTicks;
-    if (isDead || now - stat.mtimeMs > silentMs) {
+    if (fateOf(document) === "ended" || now - stat.mtimeMs > silentMs) {
       rmSync(path, { force: true });
       return [];
     }

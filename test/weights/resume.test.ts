@@ -348,6 +348,17 @@ describe("owners", () => {
     first.remove();
   });
 
+  test("D41: there an owner of this machine that has ended is known to be gone at once", async () => {
+    const first = mine(await open({ rules: lying(60_000) }));
+    const owner = join(first.path, "owner");
+    const pid = Bun.spawnSync(["true"]).pid;
+    writeFileSync(owner, readFileSync(owner, "utf8").replace(/"pid":\d+/, `"pid":${pid}`));
+    const heir = mine(await open({ rules: lying(60_000) }));
+    expect(heir.path).not.toBe(first.path);
+    heir.remove();
+    first[Symbol.dispose]();
+  });
+
   test("D43: an owner that slept and wakes up can't reach the bytes of whoever took over", async () => {
     const sleeper = mine(await open({ rules: lying(60_000) }));
     const bytes = Buffer.alloc(CHUNK, 1);
@@ -374,7 +385,7 @@ describe("owners", () => {
     const owner = join(first.path, "owner");
     writeFileSync(
       owner,
-      readFileSync(owner, "utf8").replace(/"host":"[^"]*"/, '"host":"elsewhere"'),
+      readFileSync(owner, "utf8").replace(/"table":"[^"]*"/, '"table":"elsewhere"'),
     );
     expect(await open({ rules: lockless(60_000) })).toMatchObject({ busy: true });
     const heir = mine(await open({ rules: lockless(-1) }));
