@@ -442,11 +442,15 @@ function journalSize(path: string): number {
   return statSync(join(path, "journal"), { throwIfNoEntry: false })?.size ?? 0;
 }
 
+interface Orphan {
+  readonly lockFd: number;
+  readonly exclusive: boolean;
+  /** Its owner file when it was found to be one. */
+  readonly said: string;
+}
+
 /** The lock of an attempt whose owner is gone. `vanished`: there is nothing to lock any more. */
-function lockOf(
-  path: string,
-  rules: OwnershipRules,
-): { lockFd: number; exclusive: boolean } | "alive" | "vanished" {
+function lockOf(path: string, rules: OwnershipRules): Orphan | "alive" | "vanished" {
   let lockFd: number;
   try {
     lockFd = openSync(join(path, "owner"), "r+");
@@ -457,8 +461,9 @@ function lockOf(
   try {
     const remote = rules.isRemote(path);
     const locked = rules.tryLock(lockFd);
-    if (isGone(path, locked, remote, rules)) {
-      return { lockFd, exclusive: locked === true && !remote };
+    const said = readFileSync(join(path, "owner"), "utf8");
+    if (isGone({ path, said, locked, remote }, rules)) {
+      return { lockFd, exclusive: locked === true && !remote, said };
     }
   } catch {
     closeSync(lockFd);
@@ -468,17 +473,19 @@ function lockOf(
   return "alive";
 }
 
+interface Evidence {
+  readonly path: string;
+  readonly said: string;
+  readonly locked: boolean | undefined;
+  readonly remote: boolean;
+}
+
 /** A local lock that is free says it all. A remote one may be free for everybody, and where there is none, others must tell. */
-function isGone(
-  path: string,
-  locked: boolean | undefined,
-  remote: boolean,
-  rules: OwnershipRules,
-): boolean {
+function isGone({ path, said, locked, remote }: Evidence, rules: OwnershipRules): boolean {
   if (locked === false || (locked === true && !remote)) {
     return locked;
   }
-  const fate = ownerFate(path);
+  const fate = ownerFate(said);
   // With a lock that proves nothing, one that runs but is silent may only have slept; whoever wakes is fenced off.
   return fate === "ended" || ((fate === "unknown" || locked === true) && isSilent(path, rules));
 }
@@ -492,17 +499,24 @@ function claimAttempt(
   if (typeof lock === "string") {
     return lock === "alive" ? lock : undefined;
   }
+  const { lockFd, exclusive, said } = lock;
   const token = randomBytes(8).toString("hex");
   const mine = join(home, attemptName());
   try {
     // Of several that think so, one wins the rename.
     renameSync(path, mine);
+    if (readFileSync(join(mine, "owner"), "utf8") !== said) {
+      // Somebody else had won, and we took it from under its hands: without a lock, between the look and the rename.
+      renameSync(mine, path);
+      closeSync(lockFd);
+      return "alive";
+    }
     writeFileSync(join(mine, "owner"), ownerText(token));
   } catch {
-    closeSync(lock.lockFd);
+    closeSync(lockFd);
     return undefined;
   }
-  return { path: mine, token, ...lock };
+  return { path: mine, token, lockFd, exclusive };
 }
 
 /** By the file system's own clock, so that no two clocks are compared; undefined where it can't be asked. */
@@ -537,13 +551,13 @@ const OwnerSchema = z.union([
   z.object({ pid: z.number(), table: z.string(), startTicks: z.string().nullable() }),
 ]);
 
-/** What became of the owner, as far as that can be seen from here. */
-function ownerFate(path: string): ReturnType<typeof fateOf> {
+/** What became of an owner by its owner file, as far as that can be seen from here. */
+function ownerFate(said: string): ReturnType<typeof fateOf> {
   try {
-    const owner = OwnerSchema.parse(JSON.parse(readFileSync(join(path, "owner"), "utf8")));
+    const owner = OwnerSchema.parse(JSON.parse(said));
     return "released" in owner ? "ended" : fateOf(owner);
   } catch {
-    // An owner file that can't be read says nothing; time does.
+    // Half written: it says nothing; time does.
     return "unknown";
   }
 }
