@@ -42,7 +42,8 @@ export const PARTIAL_FOLDER = ".cog-partial";
 
 const JOURNAL_VERSION = 1;
 const LARGE_CHUNK_BYTES = 8 * 1024 * 1024;
-const SMALL_CHUNK_BYTES = 4 * 1024 * 1024;
+/** A dozen connections share a small file: in larger pieces, most of it would be begun and none of it complete when a kill comes. */
+const SMALL_CHUNK_BYTES = 1024 * 1024;
 const SMALL_FILE_BYTES = 64 * 1024 * 1024;
 /** The unit of `blocks` in stat(2), whatever the file system's own is. */
 const STAT_BLOCK_BYTES = 512;
