@@ -243,16 +243,27 @@ class Unpacking {
     follower: FileFollower & { readonly see?: (chunk: Uint8Array) => void },
   ): Promise<number> {
     let position = 0;
-    for await (const chunk of body) {
-      this.#options.signal?.throwIfAborted();
-      this.#totalBytes += chunk.byteLength;
-      this.#checkTotal(this.#totalBytes);
-      await writeAway(fd, chunk, position);
-      position += chunk.byteLength;
-      follower.see?.(chunk);
-      follower.advance(position);
-      this.#options.onBytes?.(this.#totalBytes);
+    // One block is written while the next is read.
+    let writing = Promise.resolve();
+    try {
+      for await (const chunk of body) {
+        this.#options.signal?.throwIfAborted();
+        this.#totalBytes += chunk.byteLength;
+        this.#checkTotal(this.#totalBytes);
+        await writing;
+        follower.advance(position);
+        writing = writeAway(fd, chunk, position);
+        // A failure is heard at the next `await`.
+        writing.catch(() => undefined);
+        position += chunk.byteLength;
+        follower.see?.(chunk);
+        this.#options.onBytes?.(this.#totalBytes);
+      }
+    } finally {
+      // Whatever ends it: the file may be closed only when nothing is written to it any more.
+      await writing;
     }
+    follower.advance(position);
     return position;
   }
 
