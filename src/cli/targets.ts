@@ -1,7 +1,6 @@
 /** What words after `weights …` name: a workflow (file or address), a kit, or a weight. */
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
-import { InputError } from "../platform/errors.ts";
 import { jobKey } from "../weights/plan.ts";
 import type { InstallJob } from "../weights/plan-types.ts";
 import type { Validation } from "../weights/refs.ts";
@@ -113,13 +112,4 @@ function missingJobs(
     throw weightsMissing(validation, weights.manifest);
   }
   return resolutions.flatMap((resolution) => (resolution.kind === "jobs" ? resolution.jobs : []));
-}
-
-/** @throws InputError when nothing was named */
-export function requireTargets(words: readonly string[]): void {
-  if (words.length === 0) {
-    throw new InputError("INPUT_INVALID", "Name a workflow, a kit or a weight", {
-      hint: "For example: cog-comfyui weights pull my_workflow.json",
-    });
-  }
 }

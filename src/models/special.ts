@@ -2,7 +2,6 @@
  * Values of model inputs that are no file of the input's own category: ComfyUI's built-in choices, words for
  * "nothing", and choices that stand for several files.
  */
-import type { ModelFolders } from "./folders.ts";
 
 /** `VAELoader` offers these when `vae_approx` holds an encoder and a decoder whose names begin so. */
 const TAESD_PAIRS: ReadonlySet<string> = new Set(["taesd", "taesdxl", "taesd3", "taef1", "taef2"]);
@@ -64,13 +63,4 @@ export function specialValue(category: string, value: string): SpecialValue | un
 /** True for a word that means "no file". */
 export function isNothing(value: string): boolean {
   return NOTHING.has(value.trim().toLowerCase());
-}
-
-/** The file that stands for a prefix: the first of the category's top level that begins so. */
-export function findByPrefix(
-  folders: ModelFolders,
-  category: string,
-  prefix: string,
-): string | undefined {
-  return folders.list(category).find((name) => name.startsWith(prefix));
 }

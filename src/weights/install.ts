@@ -11,7 +11,6 @@ import {
   CanceledError,
   DownloadError,
   isAbort,
-  messageOf,
   systemCode,
   WeightError,
 } from "../platform/errors.ts";
@@ -1143,9 +1142,4 @@ function missingMember(
     `The archive of ${job.name} holds no ${memberName(job)}; it holds ${contentText(files)}`,
     { hint: "Correct the source, or the member, in the manifest." },
   );
-}
-
-/** The text of whatever an installation threw, for a log line. */
-export function failureText(error: unknown): string {
-  return error instanceof AppError ? error.describe() : messageOf(error);
 }

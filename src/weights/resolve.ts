@@ -72,14 +72,6 @@ export function resolveJobs(
   return resolution.kind === "jobs" ? resolution.jobs : [];
 }
 
-/** The first of {@link resolveJobs}. */
-export function resolveJob(
-  wanted: MissingWeight | WeightRef | string,
-  options: ResolveOptions,
-): InstallJob | undefined {
-  return resolveJobs(wanted, options)[0];
-}
-
 /**
  * What a kit installs: its required weights.
  * @throws WeightError KIT_UNKNOWN naming the known kits

@@ -360,11 +360,6 @@ export function loaderCategories(classType: string, input: string): readonly str
   return found?.split("|");
 }
 
-/** True for a class with rows of its own: what no row of it names is no model input that we don't know. */
-export function isKnownLoader(classType: string): boolean {
-  return inputsOf(classType) !== undefined;
-}
-
 /** Inputs in which the node reads `<lora:NAME:1>`. */
 export function loraTextInputs(classType: string): readonly string[] {
   return ownRow(LORA_TEXT_INPUTS, classType) ?? [];

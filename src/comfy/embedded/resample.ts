@@ -272,7 +272,7 @@ export function toBytes(data: Float32Array): Uint8Array {
 }
 
 /** `x.astype(np.float32) / 255.0`. */
-export function fromBytes(
+function fromBytes(
   bytes: Uint8Array,
   out: Float32Array = new Float32Array(bytes.length),
 ): Float32Array {

@@ -27,12 +27,6 @@ export interface Verdict {
   readonly nodeErrors: JsonObject;
 }
 
-/** A node of a prompt whose shape was checked. `inputs` is changed in place by casts, as in ComfyUI. */
-export interface PromptNode {
-  readonly class_type: string;
-  readonly inputs: Record<string, JsonValue>;
-}
-
 /** Raised where Python would raise outside of any handler: the answer is a bare 500. */
 export class PromptCrash extends Error {}
 

@@ -10,7 +10,7 @@ import { NodeError } from "../node-error.ts";
 import { decodePicture } from "../picture.ts";
 import { encodePng } from "../png.ts";
 import { dumps } from "../python.ts";
-import { fromBytes, toBytes } from "../resample.ts";
+import { toBytes } from "../resample.ts";
 import { ImageTensor, MaskTensor } from "../values.ts";
 import type { InputSpec, NodeContext, NodeDefinition, NodeOutcome } from "./definition.ts";
 import { combo, output, randomLetters, socket, text } from "./definition.ts";
@@ -431,11 +431,3 @@ export const saveAnimatedWebp: NodeDefinition = {
     return { outputs: [images], ui: { images: [saved], animated: [true] } };
   },
 };
-
-/** For tests and programs that have bytes rather than numbers. */
-export function imageOf(bytes: Uint8Array, width: number, height: number): ImageTensor {
-  return new ImageTensor(
-    { batch: 1, width, height, channels: bytes.length / (width * height) },
-    fromBytes(bytes),
-  );
-}
