@@ -105,8 +105,6 @@ export function serveCog(options: ServeOptions): Promise<CogServer> {
   return Promise.try(() => new RunningServer(options));
 }
 
-type Fault = "uncaughtException" | "unhandledRejection";
-
 class RunningServer implements CogServer {
   readonly url: string;
   readonly port: number;
@@ -117,8 +115,8 @@ class RunningServer implements CogServer {
   readonly #server: Bun.Server<undefined>;
   readonly #orphan: OrphanWatch;
   readonly #finish: (exitCode: number) => void;
-  readonly #signals: readonly (readonly [NodeJS.Signals, () => void])[];
-  readonly #faults: readonly (readonly [Fault, (thrown: unknown) => void])[];
+  /** Takes what we listen to of the process back. */
+  readonly #listening = new DisposableStack();
   #stopping: Promise<number> | undefined;
 
   constructor(options: ServeOptions) {
@@ -142,8 +140,10 @@ class RunningServer implements CogServer {
     });
     this.port = this.#server.port ?? options.config.PORT;
     this.url = `http://${flags.host.includes(":") ? `[${flags.host}]` : flags.host}:${this.port}`;
-    this.#signals = this.#signalHandlers(flags);
-    this.#faults = this.#faultHandlers();
+    if (options.handleSignals !== false) {
+      this.#handleSignals(flags);
+      this.#handleFaults();
+    }
     options.logger.info(`Listening on ${this.url}`);
     this.service.start();
   }
@@ -153,38 +153,28 @@ class RunningServer implements CogServer {
     return this.#stopping;
   }
 
-  #signalHandlers(flags: ServerFlags): [NodeJS.Signals, () => void][] {
-    if (this.#options.handleSignals === false) {
-      return [];
-    }
+  #handleSignals(flags: ServerFlags): void {
     const handlers: [NodeJS.Signals, () => void][] = [
       ["SIGTERM", () => (flags.awaitExplicitShutdown ? undefined : this.#onSignal(0))],
       ["SIGINT", () => this.#onSignal(SIGINT_EXIT_CODE)],
     ];
     for (const [signal, handler] of handlers) {
       process.on(signal, handler);
+      this.#listening.defer(() => process.off(signal, handler));
     }
-    return handlers;
   }
 
   /** A mistake of ours in one request, or of a library beside it, must not end the predictions of all others. */
-  #faultHandlers(): [Fault, (thrown: unknown) => void][] {
-    if (this.#options.handleSignals === false) {
-      return [];
-    }
+  #handleFaults(): void {
     const tell = (thrown: unknown): void =>
       this.#options.logger.error(
         `A fault that nothing caught (please report it); the server goes on: ${messageOf(thrown)}`,
         { stack: thrown instanceof Error ? thrown.stack : undefined },
       );
-    const handlers: [Fault, (thrown: unknown) => void][] = [
-      ["uncaughtException", tell],
-      ["unhandledRejection", tell],
-    ];
-    for (const [fault, handler] of handlers) {
-      process.on(fault, handler);
+    for (const fault of ["uncaughtException", "unhandledRejection"] as const) {
+      process.on(fault, tell);
+      this.#listening.defer(() => process.off(fault, tell));
     }
-    return handlers;
   }
 
   /** The first signal drains; the second is from somebody who will not wait. */
@@ -212,12 +202,7 @@ class RunningServer implements CogServer {
     } catch (error) {
       logger.error(`Stopping failed: ${messageOf(error)}`);
     } finally {
-      for (const [signal, handler] of this.#signals) {
-        process.off(signal, handler);
-      }
-      for (const [fault, handler] of this.#faults) {
-        process.off(fault, handler);
-      }
+      this.#listening.dispose();
     }
     this.#finish(exitCode);
     return exitCode;

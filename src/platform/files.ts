@@ -259,6 +259,17 @@ export interface FreeSpace {
   readonly type: number;
 }
 
+/** The time by a folder's own file system: the clocks of two machines that share it may be a day apart. */
+export function fileSystemNow(folder: string): number {
+  const probe = join(folder, `.now-${randomUUID()}`);
+  try {
+    writeFileSync(probe, "");
+    return statSync(probe).mtimeMs;
+  } finally {
+    rmSync(probe, { force: true });
+  }
+}
+
 /** Space on the file system that holds, or would hold, `path`. */
 export function freeSpace(path: string): FreeSpace {
   const at = existingAncestor(path);

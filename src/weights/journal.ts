@@ -28,6 +28,7 @@ import { z } from "zod";
 import { DownloadError, systemCode } from "../platform/errors.ts";
 import {
   fileError,
+  fileSystemNow,
   freeSpace,
   makeFolder,
   readFully,
@@ -241,11 +242,11 @@ export async function openPartial(request: PartialRequest): Promise<PartialFolde
   const home = join(request.root, partialKey(request.destination));
   makeFolder(request.root);
   const rules = request.rules ?? SYSTEM_RULES;
-  sweepHome(home, rules);
   const orphan = request.alone === true ? undefined : claimOrphan(home, rules);
   if (orphan !== undefined && "busy" in orphan) {
     return orphan;
   }
+  sweepHome(home, rules);
   const chunkBytes = request.chunkBytes ?? chunkBytesFor(request.identity.sizeBytes);
   const header: Header = {
     v: JOURNAL_VERSION,
@@ -520,31 +521,23 @@ function claimAttempt(
   return { path: mine, token, lockFd, exclusive };
 }
 
-/** By the file system's own clock, so that no two clocks are compared; undefined where it can't be asked. */
-function timeIn(folder: string): number | undefined {
-  const probe = join(folder, `.now-${randomBytes(4).toString("hex")}`);
-  try {
-    writeFileSync(probe, "");
-    return statSync(probe).mtimeMs;
-  } catch {
-    return undefined;
-  } finally {
-    rmSync(probe, { force: true });
-  }
-}
-
 /** True when the owner has not said for long that it lives. */
 function isSilent(path: string, rules: OwnershipRules): boolean {
-  const nowMs = timeIn(path);
-  const saidMs = statSync(join(path, "owner"), { throwIfNoEntry: false })?.mtimeMs;
-  return nowMs !== undefined && saidMs !== undefined && nowMs - saidMs > rules.silentMs;
+  return isOlder(join(path, "owner"), path, rules.silentMs);
 }
 
 /** True for a folder in which nothing was made for long. */
 function isOld(path: string, rules: OwnershipRules): boolean {
-  const nowMs = timeIn(dirname(path));
-  const madeMs = statSync(path, { throwIfNoEntry: false })?.mtimeMs;
-  return nowMs !== undefined && madeMs !== undefined && nowMs - madeMs > rules.silentMs;
+  return isOlder(path, dirname(path), rules.silentMs);
+}
+
+/** By the clock of the file system that `folder` lies on; false where it can't be asked. */
+function isOlder(path: string, folder: string, ms: number): boolean {
+  try {
+    return fileSystemNow(folder) - statSync(path).mtimeMs > ms;
+  } catch {
+    return false;
+  }
 }
 
 const OwnerSchema = z.union([
@@ -811,16 +804,15 @@ export function partialState(
 
 /** Removes unfinished downloads that nobody works on and nobody touched for `olderThanMs`. Returns what it removed. */
 export function removePartials(roots: readonly string[], olderThanMs: number): PartialState[] {
-  for (const home of homesIn(roots)) {
+  return homesIn(roots).flatMap((home) => {
     sweepHome(home, SYSTEM_RULES);
-    // Of a process that was killed before it wrote down what it was about to fetch.
-    attemptsIn(home)
-      .filter((path) => summarise(path) === undefined)
-      .forEach(removeOrphan);
-  }
-  return listPartials(roots).filter(
-    ({ path, updatedAt }) => Date.now() - updatedAt.getTime() >= olderThanMs && removeOrphan(path),
-  );
+    return attemptsIn(home).flatMap((path) => {
+      // undefined of a process that was killed before it wrote down what it was about to fetch.
+      const state = summarise(path);
+      const isFresh = state !== undefined && Date.now() - state.updatedAt.getTime() < olderThanMs;
+      return !isFresh && removeOrphan(path) && state !== undefined ? [state] : [];
+    });
+  });
 }
 
 /** False where somebody works on it. */

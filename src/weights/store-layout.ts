@@ -13,12 +13,11 @@ import {
   realpathSync,
   renameSync,
   rmSync,
-  statSync,
   writeFileSync,
 } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
-import { ConfigError, messageOf, systemCode } from "../platform/errors.ts";
-import { fileError, isInside } from "../platform/files.ts";
+import { ConfigError, systemCode } from "../platform/errors.ts";
+import { fileError, fileSystemNow, isInside } from "../platform/files.ts";
 import { PARTIAL_FOLDER, partialKey } from "./journal.ts";
 
 const MARKER = "VERSION";
@@ -202,12 +201,6 @@ export function linkRecordPath(root: string, sha256: string, path: string): stri
   return join(linksFolder(root, sha256), `${partialKey(path)}.json`);
 }
 
-/** The SHA-256 whose blob a path in the store is; undefined for every other path. */
-export function shaOfBlob(root: string, path: string): string | undefined {
-  const name = basename(path);
-  return /^[0-9a-f]{64}$/.test(name) && resolve(path) === blobPath(root, name) ? name : undefined;
-}
-
 /** Every blob that lies in the store. */
 export function blobNames(root: string): string[] {
   const home = join(root, "blobs/sha256");
@@ -233,13 +226,7 @@ export function entriesOf(path: string): string[] {
  * be a day apart.
  */
 export function storeNow(root: string): number {
-  const probe = join(root, "tmp", `.now-${randomBytes(6).toString("hex")}`);
-  try {
-    writeFileSync(probe, "");
-    return statSync(probe).mtimeMs;
-  } finally {
-    rmSync(probe, { force: true });
-  }
+  return fileSystemNow(join(root, "tmp"));
 }
 
 /**
@@ -288,9 +275,4 @@ export function restore(from: string, to: string): boolean {
   } catch {
     return false;
   }
-}
-
-/** Why a store can't be used, for a log line. */
-export function troubleText(error: unknown): string {
-  return messageOf(error);
 }

@@ -25,7 +25,7 @@ import {
   usedPath,
   writeSmall,
 } from "./store-layout.ts";
-import type { Lease } from "./store-lease.ts";
+import type { ForeignLease, Lease } from "./store-lease.ts";
 import { livingLeases } from "./store-lease.ts";
 import { removeLink } from "./store-link.ts";
 
@@ -107,7 +107,7 @@ export class StoreRoom {
         );
       }
     }
-    const reasoned = new Set(others.flatMap(({ pins: reasons }) => Object.keys(reasons)));
+    const reasoned = reasonsIn(others);
     const blobs = content.list().map((blob): PinnedBlob => {
       const own = lease?.reasons(blob.sha256) ?? [];
       return {
@@ -136,8 +136,7 @@ export class StoreRoom {
   /** The blobs for which another process gives a reason; a mere link is none. */
   reasonsOfOthers(): Set<string> {
     const { root, lease, silentMs } = this.#options;
-    const others = livingLeases(root, silentMs, lease?.id);
-    return new Set(others.flatMap(({ pins }) => Object.keys(pins)));
+    return reasonsIn(livingLeases(root, silentMs, lease?.id));
   }
 
   /** What the first process that brought a blob called it. */
@@ -472,6 +471,10 @@ export class StoreRoom {
       },
     );
   }
+}
+
+function reasonsIn(leases: readonly ForeignLease[]): Set<string> {
+  return new Set(leases.flatMap(({ pins }) => Object.keys(pins)));
 }
 
 function sum(numbers: readonly number[]): number {

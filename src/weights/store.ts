@@ -75,6 +75,8 @@ export interface ListedBlob extends PinnedBlob {
 const PLACING = "being put in place";
 /** Readable by all and writable by nobody: what changes a blob changes it for everybody. */
 const BLOB_MODE = 0o444;
+/** Without a pin: the bytes stay whatever becomes of the blob's name. */
+const LASTING_METHODS = methodsFor("link").filter((method) => method !== "symbolic link");
 
 export class WeightStore implements StorePort, Disposable {
   readonly root: string;
@@ -410,10 +412,7 @@ export class WeightStore implements StorePort, Disposable {
       return undefined;
     }
     const destination = jobKey(job);
-    const how =
-      protection === "pinned"
-        ? await this.#link(sha, destination, options.replace === true)
-        : await this.#detach(sha, destination, options.replace === true);
+    const how = await this.#put(sha, destination, options.replace === true, protection);
     if (how === "gone") {
       return undefined;
     }
@@ -432,20 +431,36 @@ export class WeightStore implements StorePort, Disposable {
     };
   }
 
-  async #link(
+  async #put(
     sha: string,
     destination: string,
     replace: boolean,
+    protection: "pinned" | "unpinned",
   ): Promise<LinkMethod | "there already" | "gone"> {
     const blob = blobPath(this.root, sha);
     if (leadsTo(destination, blob)) {
-      this.#lease?.addLinks([sha]);
-      this.#keepRecord(sha, destination);
+      if (protection === "pinned") {
+        this.#lease?.addLinks([sha]);
+        this.#keepRecord(sha, destination);
+      }
       return "there already";
     }
     if (this.mode === "copy") {
       return await this.#copy(sha, destination, replace);
     }
+    const how =
+      protection === "pinned"
+        ? this.#link(sha, destination, replace)
+        : linkBlob({ blob, destination, methods: LASTING_METHODS, replace });
+    if (how === "taken") {
+      await this.#requireSame(sha, destination);
+      return "there already";
+    }
+    return how;
+  }
+
+  #link(sha: string, destination: string, replace: boolean): LinkMethod | "taken" | "gone" {
+    const blob = blobPath(this.root, sha);
     // Both before the link is made: who evicts looks at leases and records, also when we are killed right after it.
     this.#lease?.addLinks([sha]);
     this.#recordLink(sha, destination);
@@ -461,37 +476,11 @@ export class WeightStore implements StorePort, Disposable {
     } else {
       this.#forgetLink(sha, destination);
     }
-    if (how === "taken") {
-      await this.#requireSame(sha, destination);
-      return "there already";
-    }
     if (how === "hard link") {
       this.#content.refresh(sha);
     }
-    if (how !== "gone") {
+    if (how !== "gone" && how !== "taken") {
       this.#tellOnce(how, `Weights are put into the models folder by ${how}`);
-    }
-    return how;
-  }
-
-  /** Without a pin: the bytes stay whatever becomes of the blob's name. */
-  async #detach(
-    sha: string,
-    destination: string,
-    replace: boolean,
-  ): Promise<LinkMethod | "there already" | "gone"> {
-    const blob = blobPath(this.root, sha);
-    if (leadsTo(destination, blob)) {
-      return "there already";
-    }
-    if (this.mode === "copy") {
-      return await this.#copy(sha, destination, replace);
-    }
-    const methods = methodsFor("link").filter((method) => method !== "symbolic link");
-    const how = linkBlob({ blob, destination, methods, replace });
-    if (how === "taken") {
-      await this.#requireSame(sha, destination);
-      return "there already";
     }
     return how;
   }
@@ -558,7 +547,9 @@ export class WeightStore implements StorePort, Disposable {
   /** After a link was removed. */
   #forgetLink(sha: string, path: string): void {
     const blob = blobPath(this.root, sha);
-    rmSync(linkRecordPath(this.root, sha, path), { force: true });
+    if (this.writable) {
+      rmSync(linkRecordPath(this.root, sha, path), { force: true });
+    }
     if (leadsTo(path, blob)) {
       // Another process of this models folder has just made it again.
       this.#keepRecord(sha, path);
