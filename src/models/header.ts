@@ -247,6 +247,10 @@ export class Inspector {
       return known;
     }
     const finding = readFinding(path, name, Number(stat.size));
+    if (finding.defect === "unreadable") {
+      // Of this moment, not of the file: descriptors may have run out.
+      return finding;
+    }
     if (this.#memo.size >= MEMO_ENTRIES) {
       const oldest = this.#memo.keys().next();
       if (oldest.done !== true) {

@@ -49,6 +49,20 @@ export interface FileFollower {
   cancel(): void;
 }
 
+/** Of a tar whose large members are written to where they belong by whoever receives it. */
+export interface InPlace {
+  /** Stands in the stream for bytes that are where they belong already. */
+  isStandIn(block: Uint8Array): boolean;
+  /** Asked when a file begins. Its open descriptor, which stays the giver's; undefined to have the file made here. */
+  adopt(member: {
+    /** Relative to the root, with `/`. */
+    readonly path: string;
+    /** Of its first byte in the tar. */
+    readonly offset: number;
+    readonly sizeBytes: number;
+  }): number | undefined;
+}
+
 export interface UnpackOptions {
   readonly limits?: Partial<ArchiveLimits> | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -59,6 +73,7 @@ export interface UnpackOptions {
   /** How messages name the archive. */
   readonly label?: string | undefined;
   readonly onBytes?: ((unpackedBytes: number) => void) | undefined;
+  readonly inPlace?: InPlace | undefined;
 }
 
 export type ArchiveKind = "tar" | "gzip" | "zstd" | "zip";
@@ -210,10 +225,10 @@ class Unpacking {
     this.#links.push({ path, target, hard });
   }
 
-  /** Writes one regular file. `declared` is checked against what comes. */
+  /** Writes one regular file. Its size is checked against what comes; `offset` is where it begins in a tar. */
   async file(
     path: string,
-    declared: number | undefined,
+    { sizeBytes: declared, offset }: MemberFacts,
     body: AsyncIterable<Uint8Array>,
   ): Promise<void> {
     this.#claim(path, "file");
@@ -221,10 +236,14 @@ class Unpacking {
       this.#checkTotal(this.#totalBytes + declared);
     }
     const target = joinInside(this.root, path);
-    const fd = this.#create(target);
+    const adopted =
+      declared === undefined || offset === undefined
+        ? undefined
+        : this.#options.inPlace?.adopt({ path, offset, sizeBytes: declared });
+    const fd = adopted ?? this.#create(target);
     const follower = this.#options.follow?.(target) ?? hashing(this.#options.hash === true);
     try {
-      const sizeBytes = await this.#write(fd, body, follower);
+      const sizeBytes = await this.#write({ fd, isAdopted: adopted !== undefined }, body, follower);
       if (declared !== undefined && sizeBytes !== declared) {
         throw truncated(`ends inside of ${quote(path)}`, this.label);
       }
@@ -233,12 +252,14 @@ class Unpacking {
       follower.cancel();
       throw this.translate(error, target);
     } finally {
-      closeSync(fd);
+      if (adopted === undefined) {
+        closeSync(fd);
+      }
     }
   }
 
   async #write(
-    fd: number,
+    { fd, isAdopted }: { readonly fd: number; readonly isAdopted: boolean },
     body: AsyncIterable<Uint8Array>,
     follower: FileFollower & { readonly see?: (chunk: Uint8Array) => void },
   ): Promise<number> {
@@ -252,9 +273,13 @@ class Unpacking {
         this.#checkTotal(this.#totalBytes);
         await writing;
         follower.advance(position);
-        writing = writeAway(fd, chunk, position);
-        // A failure is heard at the next `await`.
-        writing.catch(() => undefined);
+        if (this.#options.inPlace?.isStandIn(chunk) !== true) {
+          writing = writeAway(fd, chunk, position);
+          // A failure is heard at the next `await`.
+          writing.catch(() => undefined);
+        } else if (!isAdopted) {
+          throw truncated("is not the one that its files were taken from", this.label);
+        }
         position += chunk.byteLength;
         follower.see?.(chunk);
         this.#options.onBytes?.(this.#totalBytes);
@@ -403,6 +428,13 @@ class Unpacking {
   }
 }
 
+/** What an archive says of a file before its bytes. */
+interface MemberFacts {
+  readonly sizeBytes: number | undefined;
+  /** Of its first byte in a tar. */
+  readonly offset?: number | undefined;
+}
+
 /** A member as tar-stream hands it over. `byteOffset` is there, but not in its types. */
 interface TarHeader {
   readonly name: string;
@@ -519,7 +551,11 @@ async function takeEntry(
       );
     }
     if (type === "file" || type === "contiguous-file") {
-      await unpacking.file(path, header.size, bytesOf(body));
+      await unpacking.file(
+        path,
+        { sizeBytes: header.size, offset: header.byteOffset },
+        bytesOf(body),
+      );
       return;
     }
     takeSpecial(unpacking, path, type, header.linkname ?? "");
@@ -710,7 +746,7 @@ async function takeZipMember(
   if (member.unixType !== 0 && member.unixType !== UNIX_FILE) {
     throw unsafe(`holds ${quote(path)}, which is no file or folder`, unpacking.label);
   }
-  await unpacking.file(path, member.sizeBytes, body);
+  await unpacking.file(path, { sizeBytes: member.sizeBytes }, body);
 }
 
 async function* zipBody(

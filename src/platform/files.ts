@@ -41,6 +41,8 @@ import { formatSize } from "./size.ts";
 export const WRITE_BLOCK_BYTES = 256 * 1024;
 const READ_BLOCK_BYTES = 256 * 1024;
 const COPY_BLOCK_BYTES = 1024 * 1024;
+/** The unit of `blocks` in stat(2), whatever the file system's own is. */
+const STAT_BLOCK_BYTES = 512;
 
 /**
  * `name` under `root`, as an absolute path.
@@ -234,6 +236,11 @@ export function fileAt(path: string): Stats | undefined {
     }
     throw fileError(error, path, "look at");
   }
+}
+
+/** What a file takes on the disk by now: its holes don't count, space set aside for it does. 0 where there is none. */
+export function allocatedBytes(path: string): number {
+  return (fileAt(path)?.blocks ?? 0) * STAT_BLOCK_BYTES;
 }
 
 /** The nearest folder above `path` (or `path` itself) that exists. */

@@ -1,11 +1,13 @@
 /**
- * Three calls of the C library that `node:fs` lacks: flock, fallocate, and nothing else. Loaded on first use; where
+ * Two calls of the C library that `node:fs` lacks: flock and fallocate. Loaded on first use; where
  * the library can't be loaded, callers get `undefined` and do without.
  */
 import { dlopen } from "bun:ffi";
 
 const LOCK_EXCLUSIVE = 2;
 const LOCK_NONBLOCKING = 4;
+/** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE */
+const PUNCH_HOLE = 3;
 
 interface Calls {
   flock(fd: number, operation: number): number;
@@ -54,4 +56,10 @@ export function tryLock(fd: number): boolean | undefined {
 export function reserve(fd: number, bytes: number): boolean {
   const fallocate = calls()?.fallocate;
   return fallocate !== undefined && fallocate(fd, 0, 0n, BigInt(bytes)) === 0;
+}
+
+/** Gives the disk blocks of a part of a file back; it reads as zeros from then on. False as for {@link reserve}. */
+export function release(fd: number, start: number, bytes: number): boolean {
+  const fallocate = calls()?.fallocate;
+  return fallocate !== undefined && fallocate(fd, PUNCH_HOLE, BigInt(start), BigInt(bytes)) === 0;
 }

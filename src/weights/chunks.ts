@@ -3,8 +3,9 @@
  * summed on the way; one that was split between two is read back. Moves the frontier and tells the journal.
  */
 import { crc32 } from "node:zlib";
+import type { Readable } from "./content.ts";
+import { crcOfRange } from "./content.ts";
 import type { Frontier } from "./frontier.ts";
-import { crcOfRange } from "./journal.ts";
 
 /** Followers are woken for this much, not for every packet. */
 const FRONTIER_STEP_BYTES = 1024 * 1024;
@@ -24,7 +25,7 @@ export interface ChunkJournal {
 export class ChunkLedger {
   readonly #sizeBytes: number;
   readonly #chunkBytes: number;
-  readonly #fd: number;
+  readonly #content: Readable;
   readonly #journal: ChunkJournal;
   readonly #frontier: Frontier;
   readonly #states = new Map<number, ChunkState>();
@@ -35,14 +36,14 @@ export class ChunkLedger {
   constructor(parts: {
     readonly sizeBytes: number;
     readonly chunkBytes: number;
-    readonly fd: number;
+    readonly content: Readable;
     readonly journal: ChunkJournal;
     readonly frontier: Frontier;
     readonly done: ReadonlySet<number>;
   }) {
     this.#sizeBytes = parts.sizeBytes;
     this.#chunkBytes = parts.chunkBytes;
-    this.#fd = parts.fd;
+    this.#content = parts.content;
     this.#journal = parts.journal;
     this.#frontier = parts.frontier;
     this.#done = new Set(parts.done);
@@ -83,7 +84,7 @@ export class ChunkLedger {
       state.covered -= length;
       state.summed = Math.min(state.summed, at - chunkStart);
       if (state.summed > 0) {
-        state.crc = crcOfRange(this.#fd, { start: chunkStart, end: at }) ?? 0;
+        state.crc = crcOfRange(this.#content, { start: chunkStart, end: at }) ?? 0;
       } else {
         state.crc = 0;
       }
@@ -126,7 +127,7 @@ export class ChunkLedger {
     const crc =
       state.summed === length
         ? state.crc
-        : (crcOfRange(this.#fd, { start, end: start + length }) ?? 0);
+        : (crcOfRange(this.#content, { start, end: start + length }) ?? 0);
     this.#states.delete(index);
     this.#done.add(index);
     this.#journal.record(index, crc);

@@ -1,13 +1,13 @@
-/** The thread that digests a growing file. It is told how far the file is complete, and at the end answers the hash. */
+/** The thread that digests a growing file. It is told what is complete, in order, and at the end answers the hash. */
 import { closeSync, openSync } from "node:fs";
 import { isMainThread, parentPort } from "node:worker_threads";
 import { readFully } from "../platform/files.ts";
+import type { Stretch } from "./content.ts";
 
 const BLOCK_BYTES = 1024 * 1024;
 
 interface Told {
-  readonly path: string;
-  readonly position?: number;
+  readonly stretch?: Stretch;
   readonly end?: boolean;
 }
 
@@ -15,24 +15,28 @@ interface Told {
 function serve(port: NonNullable<typeof parentPort>): void {
   const hasher = new Bun.CryptoHasher("sha256");
   const block = Buffer.allocUnsafe(BLOCK_BYTES);
-  let fd: number | undefined;
-  let at = 0;
+  const descriptors = new Map<string, number>();
   let failed = false;
+  const digest = ({ path, offset, length }: Stretch): void => {
+    const fd = descriptors.get(path) ?? openSync(path, "r");
+    descriptors.set(path, fd);
+    for (let at = 0; at < length; at += BLOCK_BYTES) {
+      const part = block.subarray(0, Math.min(BLOCK_BYTES, length - at));
+      const read = readFully(fd, part, offset + at);
+      failed ||= read < part.length;
+      hasher.update(part.subarray(0, read));
+    }
+  };
   port.on("message", (told: Told) => {
     try {
-      fd ??= openSync(told.path, "r");
-      while (told.position !== undefined && at < told.position) {
-        const part = block.subarray(0, Math.min(BLOCK_BYTES, told.position - at));
-        const read = readFully(fd, part, at);
-        failed ||= read < part.length;
-        hasher.update(part.subarray(0, read));
-        at += part.length;
+      if (told.stretch !== undefined) {
+        digest(told.stretch);
       }
     } catch {
       failed = true;
     }
     if (told.end === true) {
-      if (fd !== undefined) {
+      for (const fd of descriptors.values()) {
         closeSync(fd);
       }
       port.postMessage(failed ? null : hasher.digest("hex"));

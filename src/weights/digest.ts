@@ -5,6 +5,8 @@
 import { join } from "node:path";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { PROJECT_ROOT } from "../platform/project-root.ts";
+import type { PartialContent, Stretch } from "./content.ts";
+import { followContent } from "./content.ts";
 import { Frontier, followFile } from "./frontier.ts";
 
 /** Below this a worker's start costs more than it saves. */
@@ -12,25 +14,33 @@ const WORKER_FROM_BYTES = 64 * 1024 * 1024;
 
 /** Follows a frontier and ends with the digest in hex. */
 export async function digestBehind(
-  path: string,
+  file: string | PartialContent,
   frontier: Frontier,
   sizeBytes: number,
 ): Promise<string> {
-  if (sizeBytes < WORKER_FROM_BYTES) {
-    const hasher = new Bun.CryptoHasher("sha256");
-    for await (const block of followFile(path, frontier)) {
-      hasher.update(block);
-    }
-    return hasher.digest("hex");
+  if (sizeBytes >= WORKER_FROM_BYTES) {
+    return await digestInWorker(file, frontier);
   }
-  return await digestInWorker(path, frontier);
+  return await digestHere(file, frontier);
 }
 
 /** The digest of a file that is complete. */
-export async function digestOf(path: string, signal?: AbortSignal): Promise<string> {
-  const frontier = Frontier.of(Bun.file(path).size);
+export async function digestOf(
+  file: string | PartialContent,
+  signal?: AbortSignal,
+): Promise<string> {
+  const sizeBytes = typeof file === "string" ? Bun.file(file).size : file.sizeBytes;
+  return await digestHere(file, Frontier.of(sizeBytes), signal);
+}
+
+async function digestHere(
+  file: string | PartialContent,
+  frontier: Frontier,
+  signal?: AbortSignal,
+): Promise<string> {
   const hasher = new Bun.CryptoHasher("sha256");
-  for await (const block of followFile(path, frontier)) {
+  const isPath = typeof file === "string";
+  for await (const block of isPath ? followFile(file, frontier) : followContent(file, frontier)) {
     if (signal?.aborted) {
       throw new CanceledError();
     }
@@ -39,7 +49,7 @@ export async function digestOf(path: string, signal?: AbortSignal): Promise<stri
   return hasher.digest("hex");
 }
 
-async function digestInWorker(path: string, frontier: Frontier): Promise<string> {
+async function digestInWorker(file: string | PartialContent, frontier: Frontier): Promise<string> {
   const worker = new Worker(join(PROJECT_ROOT, "src/weights/digest-worker.ts"));
   worker.unref();
   const answer = new Promise<string>((resolve, reject) => {
@@ -47,21 +57,29 @@ async function digestInWorker(path: string, frontier: Frontier): Promise<string>
       if (typeof event.data === "string") {
         resolve(event.data);
       } else {
-        reject(new DownloadError("IO_ERROR", `${path} could not be read back for its digest`));
+        reject(new DownloadError("IO_ERROR", "A file could not be read back for its digest"));
       }
     };
     worker.onerror = (event) => {
-      reject(new DownloadError("IO_ERROR", `The digest of ${path} failed: ${event.message}`));
+      reject(new DownloadError("IO_ERROR", `The digest of a file failed: ${event.message}`));
     };
   });
   answer.catch(() => undefined);
   try {
-    for (let at = 0; await frontier.beyond(at); at = frontier.position) {
-      worker.postMessage({ path, position: frontier.position });
+    for (let at = 0; await frontier.beyond(at); ) {
+      const stretch = stretchOf(file, at, frontier.position);
+      worker.postMessage({ stretch });
+      at += stretch.length;
     }
-    worker.postMessage({ path, end: true });
+    worker.postMessage({ end: true });
     return await answer;
   } finally {
     worker.terminate();
   }
+}
+
+function stretchOf(file: string | PartialContent, start: number, end: number): Stretch {
+  return typeof file === "string"
+    ? { path: file, offset: start, length: end - start, inPlace: true }
+    : file.stretchAt(start, end);
 }

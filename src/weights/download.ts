@@ -5,8 +5,7 @@
  */
 import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
-import { fileError, freeSpace, noSpace, readFully, writeAway } from "../platform/files.ts";
-import { reserve } from "../platform/native.ts";
+import { fileError, freeSpace, noSpace, readFully } from "../platform/files.ts";
 import { bareUrl, redactUrl } from "../platform/redact.ts";
 import { retryDelay, sleep } from "../platform/retry.ts";
 import { ChunkLedger } from "./chunks.ts";
@@ -62,7 +61,7 @@ export async function download(
 ): Promise<PartialFile> {
   const { frontier } = context;
   const digesting = context.digest
-    ? digestBehind(folder.dataPath, frontier, found.sizeBytes ?? 0)
+    ? digestBehind(folder.content, frontier, found.sizeBytes ?? 0)
     : Promise.resolve(undefined);
   // Its failure is reported by the await below; until then nobody listens.
   digesting.catch(() => undefined);
@@ -75,7 +74,7 @@ export async function download(
     return {
       path: folder.dataPath,
       sizeBytes,
-      sha256: context.digest && !isTrue ? await digestOf(folder.dataPath, context.signal) : sha256,
+      sha256: context.digest && !isTrue ? await digestOf(folder.content, context.signal) : sha256,
     };
   } catch (error) {
     frontier.fail(error);
@@ -176,13 +175,13 @@ class RangedDownload {
     this.#sizeBytes = sizeBytes;
     this.#folder = folder;
     this.#context = context;
-    this.#writeback = context.lasting ? new Writeback(folder.fd) : undefined;
+    this.#writeback = context.lasting ? new Writeback(folder.content.fd) : undefined;
     const done = new Set(folder.done.keys());
     this.#queue = new SegmentQueue(gaps(sizeBytes, folder.chunkBytes, done));
     this.#ledger = new ChunkLedger({
       sizeBytes,
       chunkBytes: folder.chunkBytes,
-      fd: folder.fd,
+      content: folder.content,
       journal: folder,
       frontier: context.frontier,
       done,
@@ -404,7 +403,7 @@ class RangedDownload {
     // Claimed before it is written: what a thief takes meanwhile lies beyond it.
     segment.next += part.byteLength;
     try {
-      await writeAway(this.#folder.fd, part, position);
+      await this.#folder.content.write(part, position);
     } catch (error) {
       // Not there after all; whoever fetches next must not leave it out.
       segment.next = position;
@@ -788,7 +787,7 @@ function deadlineError(found: Representation): DownloadError {
 
 /** Space first: a disk that is too small is told before the first byte, not after the last. */
 function reserveSpace(folder: PartialFolder, sizeBytes: number): void {
-  if (reserve(folder.fd, sizeBytes)) {
+  if (folder.content.reserve()) {
     return;
   }
   const { freeBytes } = freeSpace(folder.path);
@@ -797,7 +796,7 @@ function reserveSpace(folder: PartialFolder, sizeBytes: number): void {
     throw noSpace(folder.dataPath, sizeBytes - kept);
   }
   try {
-    ftruncateSync(folder.fd, sizeBytes);
+    ftruncateSync(folder.content.fd, sizeBytes);
   } catch (error) {
     throw fileError(error, folder.dataPath, "make room for");
   }
@@ -890,7 +889,7 @@ class WholeDownload {
         throw changed(this.#found, `it is longer than the ${expected} bytes it said`);
       }
       try {
-        await writeAway(this.#folder.fd, chunk, position);
+        await this.#folder.content.write(chunk, position);
       } catch (error) {
         throw fileError(error, this.#folder.dataPath, "write");
       }
@@ -904,7 +903,7 @@ class WholeDownload {
         { retryable: true },
       );
     }
-    ftruncateSync(this.#folder.fd, position);
+    ftruncateSync(this.#folder.content.fd, position);
     return position;
   }
 }
@@ -1038,11 +1037,11 @@ async function copyLocal(
       if (length === 0) {
         break;
       }
-      await writeAway(folder.fd, block.subarray(0, length), position);
+      await folder.content.write(block.subarray(0, length), position);
       position += length;
       context.onBytes(position);
     }
-    ftruncateSync(folder.fd, position);
+    ftruncateSync(folder.content.fd, position);
     return position;
   } catch (error) {
     throw fileError(error, redactUrl(found.url), "copy");

@@ -6,7 +6,7 @@ import { closeSync, openSync } from "node:fs";
 import { readFully } from "../platform/files.ts";
 
 /** Big enough to be cheap, small enough that the event loop answers in between. */
-const FOLLOW_BLOCK_BYTES = 256 * 1024;
+export const FOLLOW_BLOCK_BYTES = 256 * 1024;
 
 export class Frontier {
   #position = 0;

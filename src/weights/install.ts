@@ -24,6 +24,7 @@ import { bareUrl } from "../platform/redact.ts";
 import { sleep, withRetries } from "../platform/retry.ts";
 import { formatSize } from "../platform/size.ts";
 import { ConnectionBudget } from "./connections.ts";
+import { treePathIn } from "./content.ts";
 import type { Tokens } from "./credentials.ts";
 import { Credentials } from "./credentials.ts";
 import { digestOf } from "./digest.ts";
@@ -60,7 +61,9 @@ import { DEFAULT_TUNING } from "./tuning.ts";
 import {
   contentText,
   memberExpectation,
-  treePathIn,
+  secondTreePathIn,
+  sweepTree,
+  unpackAgain,
   unpackBehind,
   unpackStream,
   wantedMember,
@@ -319,7 +322,7 @@ export class Installer {
       streamed: false,
     };
     const folder = await this.#openFolder(run, found, false);
-    if (!("fd" in folder)) {
+    if (!("content" in folder)) {
       throw new DownloadError("CONFLICT", `${folder.file} is in the way of a download`);
     }
     progress.phase("downloading", found.sizeBytes);
@@ -520,7 +523,7 @@ export class Installer {
     const known = afresh ? undefined : run.probes.get(source);
     const found = known ?? (await this.#probe(job, source, road, signal));
     const opened = await this.#openFolder(run, found, afresh);
-    if (!("fd" in opened)) {
+    if (!("content" in opened)) {
       return opened;
     }
     let keep = true;
@@ -764,7 +767,7 @@ export class Installer {
       lasting: false,
     });
     const unpackJob = {
-      dataPath: folder.dataPath,
+      folder,
       frontier,
       treePath,
       label: job.name,
@@ -789,13 +792,14 @@ export class Installer {
       }
       requireDigest(job, downloaded.value.sha256, sha256);
       progress.phase("unpacking");
-      const files = frontier.isTainted
-        ? await unpackBehind({ ...unpackJob, frontier: Frontier.of(downloaded.value.sizeBytes) })
-        : unpacked.value;
-      return await this.#publishArchive(run, source, treePath, files);
+      if (!frontier.isTainted) {
+        return await this.#publishArchive(run, source, treePath, unpacked.value);
+      }
+      const again = { ...unpackJob, treePath: secondTreePathIn(folder.path) };
+      return await this.#publishArchive(run, source, again.treePath, await unpackAgain(again));
     } finally {
       run.signal.removeEventListener("abort", cancel);
-      rmSync(treePath, { recursive: true, force: true });
+      sweepTree(folder);
     }
   }
 
@@ -803,7 +807,7 @@ export class Installer {
     run: Run,
     source: WeightSource,
     treePath: string,
-    files: Awaited<ReturnType<typeof unpackBehind>>,
+    files: readonly UnpackedFile[],
   ): Promise<InstalledWeight> {
     const { job } = run;
     const root = this.#partialRoot(job);
@@ -1133,10 +1137,7 @@ function hashVerdict(failures: readonly AppError[]): AppError | undefined {
   });
 }
 
-function missingMember(
-  job: InstallJob,
-  files: Awaited<ReturnType<typeof unpackBehind>>,
-): DownloadError {
+function missingMember(job: InstallJob, files: readonly UnpackedFile[]): DownloadError {
   return new DownloadError(
     "NOT_FOUND",
     `The archive of ${job.name} holds no ${memberName(job)}; it holds ${contentText(files)}`,

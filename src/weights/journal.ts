@@ -27,16 +27,18 @@ import { crc32 } from "node:zlib";
 import { z } from "zod";
 import { DownloadError, systemCode } from "../platform/errors.ts";
 import {
+  allocatedBytes,
   fileError,
   fileSystemNow,
   freeSpace,
   makeFolder,
-  readFully,
   WRITE_BLOCK_BYTES,
   writeFully,
 } from "../platform/files.ts";
 import { tryLock } from "../platform/native.ts";
 import { fateOf, ownMark } from "../platform/process-start.ts";
+import type { Member } from "./content.ts";
+import { crcOfRange, dataPathIn, PartialContent, treePathIn } from "./content.ts";
 
 /** Inside a models root, beside the category folders: ComfyUI lists nothing in it. */
 export const PARTIAL_FOLDER = ".cog-partial";
@@ -46,8 +48,6 @@ const LARGE_CHUNK_BYTES = 8 * 1024 * 1024;
 /** A dozen connections share a small file: in larger pieces, most of it would be begun and none of it complete when a kill comes. */
 const SMALL_CHUNK_BYTES = 1024 * 1024;
 const SMALL_FILE_BYTES = 64 * 1024 * 1024;
-/** The unit of `blocks` in stat(2), whatever the file system's own is. */
-const STAT_BLOCK_BYTES = 512;
 /** Where the owner can't be asked (no lock to be had), one that was silent this long is taken for dead. */
 const SILENT_OWNER_MS = 30_000;
 /** How often a home may be removed under our hands before that is taken for a fault. */
@@ -143,8 +143,8 @@ export interface BusyPartial {
 export class PartialFolder implements Disposable {
   readonly path: string;
   readonly dataPath: string;
-  /** Of the data file, open for reading and writing. */
-  readonly fd: number;
+  /** The bytes, to be read and written. */
+  readonly content: PartialContent;
   readonly chunkBytes: number;
   /** Chunks that are there, each read back and compared. */
   readonly done: ReadonlyMap<number, number>;
@@ -155,8 +155,8 @@ export class PartialFolder implements Disposable {
 
   constructor(parts: OwnedParts) {
     this.path = parts.path;
-    this.dataPath = join(parts.path, "data");
-    this.fd = parts.fd;
+    this.dataPath = dataPathIn(parts.path);
+    this.content = parts.content;
     this.chunkBytes = parts.chunkBytes;
     this.done = parts.done;
     this.lockFd = parts.lockFd;
@@ -166,7 +166,30 @@ export class PartialFolder implements Disposable {
 
   /** Notes that a chunk is complete. One small append; nothing is flushed, since nothing here is believed. */
   record(index: number, crc: number): void {
-    this.#append(chunkLine(index, crc));
+    this.#append(chunkLine(index, crc, this.content.isInPlace(index)));
+  }
+
+  /**
+   * Has what comes of a member of this tar go into the member's own file at once. Its descriptor, to write there what came
+   * before; undefined where that is not worth it. Stays open until the folder is closed.
+   * @throws DownloadError SOURCE_CHANGED when an earlier process saw another member there
+   */
+  adopt(member: Member): number | undefined {
+    const known = this.content.memberAt(member.offset);
+    if (known !== undefined) {
+      if (known.path !== member.path || known.sizeBytes !== member.sizeBytes) {
+        throw new DownloadError(
+          "SOURCE_CHANGED",
+          `At byte ${member.offset} of the archive there is ${member.path} now, and there was ${known.path}`,
+        );
+      }
+    } else if (!this.content.adopt(member)) {
+      return undefined;
+    } else {
+      // Before any chunk that lies there is recorded.
+      this.#append(memberLine(member));
+    }
+    return this.content.descriptorOf(member);
   }
 
   /** Notes that a chunk must not be believed after all. */
@@ -196,9 +219,8 @@ export class PartialFolder implements Disposable {
   [Symbol.dispose](): void {
     if (this.#open) {
       this.#open = false;
-      for (const fd of [this.fd, this.#journalFd]) {
-        closeSync(fd);
-      }
+      this.content[Symbol.dispose]();
+      closeSync(this.#journalFd);
       letGo({ path: this.path, lockFd: this.lockFd, token: this.#token });
     }
   }
@@ -208,9 +230,8 @@ export class PartialFolder implements Disposable {
     // What was let go of may be somebody else's by now.
     if (this.#open) {
       this.#open = false;
-      for (const fd of [this.fd, this.#journalFd]) {
-        closeSync(fd);
-      }
+      this.content[Symbol.dispose]();
+      closeSync(this.#journalFd);
       removeAttempt(this);
     }
   }
@@ -226,7 +247,7 @@ export class PartialFolder implements Disposable {
 
 interface OwnedParts {
   readonly path: string;
-  readonly fd: number;
+  readonly content: PartialContent;
   readonly lockFd: number;
   readonly journalFd: number;
   readonly token: string;
@@ -401,7 +422,8 @@ function removeAttempt({
 /** The data first: from then on what a kill leaves is small. What can't go now goes with the next sweep. */
 function removeDoomed(path: string): void {
   try {
-    rmSync(join(path, "data"), { force: true });
+    rmSync(dataPathIn(path), { force: true });
+    rmSync(treePathIn(path), { recursive: true, force: true });
     rmSync(path, { recursive: true, force: true });
   } catch {
     // Another user's, or open elsewhere on a network file system: it is in nobody's way.
@@ -559,49 +581,54 @@ function ownerFate(said: string): ReturnType<typeof fateOf> {
 /** Checks what a claimed folder holds against what is wanted, and opens it for writing. */
 async function takeOver(claim: Claim, header: Header, fresh: boolean): Promise<PartialFolder> {
   const known = readJournal(claim.path);
-  const dataPath = join(claim.path, "data");
+  const dataPath = dataPathIn(claim.path);
   const usable = !fresh && known !== undefined && isSameObject(known.header, header);
-  const spare = new Set<number>();
-  const open = (path: string, flags: string): number => {
-    const opened = openSync(path, flags, 0o600);
+  const spare = new Set<PartialContent>();
+  const open = (path: string, flags: string): PartialContent => {
+    const fd = openSync(path, flags, 0o600);
+    const { sizeBytes, chunk: chunkBytes } = header;
+    const opened = new PartialContent({ folderPath: claim.path, fd, sizeBytes, chunkBytes });
     spare.add(opened);
     return opened;
   };
   try {
-    const source = usable && existsSync(dataPath) ? open(dataPath, "r+") : undefined;
-    const chunks = known?.chunks ?? new Map<number, number>();
-    let fd: number;
+    const old = usable && existsSync(dataPath) ? open(dataPath, "r+") : undefined;
+    let content: PartialContent;
     let done = new Map<number, number>();
-    if (source !== undefined && claim.exclusive) {
-      fd = source;
-      done = await verifiedChunks(source, header, chunks);
+    if (known !== undefined && old !== undefined && claim.exclusive) {
+      content = old;
+      done = await verifiedChunks(old, known);
     } else {
-      // The old file may still be open in a process that only sleeps: its inode is not used again.
+      // The old files may still be open in a process that only sleeps: none of their inodes is used again.
       const freshPath = join(claim.path, "data.new");
-      fd = open(freshPath, "w+");
-      if (source !== undefined) {
-        done = await verifiedChunks(source, header, chunks, fd);
+      content = open(freshPath, "w+");
+      if (known !== undefined && old !== undefined) {
+        done = await verifiedChunks(old, known, content.fd);
       }
       renameSync(freshPath, dataPath);
     }
-    if (fstatSync(fd).size > header.sizeBytes) {
-      ftruncateSync(fd, header.sizeBytes);
+    if (fstatSync(content.fd).size > header.sizeBytes) {
+      ftruncateSync(content.fd, header.sizeBytes);
+    }
+    rewriteJournal(claim.path, header, { content, done });
+    if (content !== old) {
+      rmSync(treePathIn(claim.path), { recursive: true, force: true });
     }
     const folder = new PartialFolder({
       path: claim.path,
-      fd,
+      content,
       lockFd: claim.lockFd,
       token: claim.token,
       chunkBytes: header.chunk,
       done,
-      journalFd: rewriteJournal(claim.path, header, done),
+      journalFd: openSync(join(claim.path, "journal"), "a"),
     });
-    spare.delete(fd);
+    spare.delete(content);
     return folder;
   } finally {
-    // The file that was copied from; after a failure, all.
-    for (const fd of spare) {
-      closeSync(fd);
+    // What was copied from; after a failure, all.
+    for (const content of spare) {
+      content[Symbol.dispose]();
     }
   }
 }
@@ -623,12 +650,19 @@ function isSameObject(known: Header, wanted: Header): boolean {
   );
 }
 
-function rewriteJournal(path: string, header: Header, done: ReadonlyMap<number, number>): number {
-  const lines = [...done].map(([index, crc]) => chunkLine(index, crc));
+function rewriteJournal(
+  path: string,
+  header: Header,
+  { content, done }: Pick<PartialFolder, "content" | "done">,
+): void {
+  const lines = [
+    `${JSON.stringify(header)}\n`,
+    ...content.members.map(memberLine),
+    ...[...done].map(([index, crc]) => chunkLine(index, crc, content.isInPlace(index))),
+  ];
   const next = join(path, "journal.new");
-  writeFileSync(next, `${JSON.stringify(header)}\n${lines.join("")}`, { mode: 0o600 });
+  writeFileSync(next, lines.join(""), { mode: 0o600 });
   renameSync(next, join(path, "journal"));
-  return openSync(join(path, "journal"), "a");
 }
 
 function hex(value: number, digits: number): string {
@@ -636,14 +670,28 @@ function hex(value: number, digits: number): string {
 }
 
 /** The check is over the line itself: a torn line that still parses must not pass. */
-function chunkLine(index: number, crc: number): string {
-  const body = `c ${index} ${hex(crc, 8)}`;
+function checkedLine(body: string): string {
   return `${body} ${hex(crc32(body) & 0xff, 2)}\n`;
+}
+
+/** `c` lies in `data`, `d` in the file of a member. */
+function chunkLine(index: number, crc: number, inPlace: boolean): string {
+  return checkedLine(`${inPlace ? "d" : "c"} ${index} ${hex(crc, 8)}`);
+}
+
+function memberLine({ path, offset, sizeBytes }: Member): string {
+  return checkedLine(`m ${offset} ${sizeBytes} ${Buffer.from(path).toString("base64url")}`);
+}
+
+interface ClaimedChunk {
+  readonly crc: number;
+  readonly inPlace: boolean;
 }
 
 interface JournalContent {
   readonly header: Header;
-  readonly chunks: Map<number, number>;
+  readonly members: readonly Member[];
+  readonly chunks: ReadonlyMap<number, ClaimedChunk>;
 }
 
 function readJournal(path: string): JournalContent | undefined {
@@ -657,21 +705,31 @@ function readJournal(path: string): JournalContent | undefined {
   if (header === undefined) {
     return undefined;
   }
-  const chunks = new Map<number, number>();
+  const chunks = new Map<number, ClaimedChunk>();
+  const members = new Map<string, Member>();
   for (const line of lines.slice(1)) {
-    const chunk = /^c (\d+) ([0-9a-f]{8}) [0-9a-f]{2}$/.exec(line);
+    const [body = ""] = /^.*(?= [0-9a-f]{2}$)/.exec(line) ?? [];
+    const isWhole = checkedLine(body) === `${line}\n`;
+    const chunk = /^([cd]) (\d+) ([0-9a-f]{8})$/.exec(body);
+    const member = /^m (\d+) (\d+) ([\w-]+)$/.exec(body);
     const revoked = /^x (\d+)$/.exec(line);
-    if (chunk !== null) {
-      const index = Number(chunk[1]);
-      const crc = Number.parseInt(chunk[2] ?? "", 16);
-      if (chunkLine(index, crc).trimEnd() === line && index * header.chunk < header.sizeBytes) {
-        chunks.set(index, crc);
+    if (isWhole && chunk !== null) {
+      const [, place, index, crc = ""] = chunk;
+      if (Number(index) * header.chunk < header.sizeBytes) {
+        chunks.set(Number(index), { crc: Number.parseInt(crc, 16), inPlace: place === "d" });
       }
+    } else if (isWhole && member !== null) {
+      const [, offset = "", sizeBytes, name = ""] = member;
+      members.set(offset, {
+        path: Buffer.from(name, "base64url").toString(),
+        offset: Number(offset),
+        sizeBytes: Number(sizeBytes),
+      });
     } else if (revoked !== null) {
       chunks.delete(Number(revoked[1]));
     }
   }
-  return { header, chunks };
+  return { header, members: [...members.values()], chunks };
 }
 
 function parseHeader(line: string): Header | undefined {
@@ -685,44 +743,32 @@ function parseHeader(line: string): Header | undefined {
 
 /** The chunks whose bytes are what the journal says; copied into `copyFd` on the way where one is given. */
 async function verifiedChunks(
-  fd: number,
-  header: Header,
-  claimed: ReadonlyMap<number, number>,
+  content: PartialContent,
+  { header, members, chunks }: JournalContent,
   copyFd?: number,
 ): Promise<Map<number, number>> {
   const good = new Map<number, number>();
   const block = Buffer.allocUnsafe(WRITE_BLOCK_BYTES);
-  for (const [index, expected] of [...claimed].toSorted(([one], [other]) => one - other)) {
+  const copy = (part: Uint8Array, at: number): void => {
+    if (copyFd !== undefined) {
+      writeFully(copyFd, part, at);
+    }
+  };
+  for (const member of members) {
+    content.restore(member);
+  }
+  for (const [index, { crc, inPlace }] of [...chunks].toSorted(([one], [other]) => one - other)) {
     const start = index * header.chunk;
     const end = Math.min(header.sizeBytes, start + header.chunk);
-    if (crcOfRange(fd, { start, end }, block, copyFd) === expected) {
-      good.set(index, expected);
+    const hasPlace = content.place(index, inPlace);
+    if (hasPlace && crcOfRange(content, { start, end }, block, copy) === crc) {
+      good.set(index, crc);
+    } else {
+      content.forget(index);
     }
     await new Promise<void>((resolve) => setImmediate(resolve));
   }
   return good;
-}
-
-/** CRC-32 of a part of a file; undefined when the file ends before. */
-export function crcOfRange(
-  fd: number,
-  { start, end }: { readonly start: number; readonly end: number },
-  block: Buffer = Buffer.allocUnsafe(WRITE_BLOCK_BYTES),
-  copyFd?: number,
-): number | undefined {
-  let crc = 0;
-  for (let at = start; at < end; ) {
-    const part = block.subarray(0, Math.min(block.length, end - at));
-    if (readFully(fd, part, at) < part.length) {
-      return undefined;
-    }
-    crc = crc32(part, crc);
-    if (copyFd !== undefined) {
-      writeFully(copyFd, part, at);
-    }
-    at += part.length;
-  }
-  return crc;
 }
 
 /** What an unfinished download holds, for status and `gc`. */
@@ -746,7 +792,7 @@ function summarise(path: string): PartialState | undefined {
   if (journal === undefined || updatedAt === undefined) {
     return undefined;
   }
-  const { header, chunks } = journal;
+  const { header, members, chunks } = journal;
   const doneBytes = [...chunks.keys()].reduce(
     (sum, index) => sum + Math.min(header.chunk, header.sizeBytes - index * header.chunk),
     0,
@@ -758,14 +804,11 @@ function summarise(path: string): PartialState | undefined {
     doneBytes,
     source: header.url,
     updatedAt,
-    allocatedBytes: allocatedBytes(join(path, "data")),
+    allocatedBytes: [dataPathIn(path), ...members.map((one) => join(treePathIn(path), one.path))]
+      .map(allocatedBytes)
+      .reduce((sum, bytes) => sum + bytes, 0),
     path,
   };
-}
-
-function allocatedBytes(path: string): number {
-  const blocks = statSync(path, { throwIfNoEntry: false })?.blocks ?? 0;
-  return blocks * STAT_BLOCK_BYTES;
 }
 
 function subfolders(path: string): string[] {

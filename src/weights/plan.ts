@@ -234,9 +234,12 @@ function needOf(
     }
     const bytes = step.bytes ?? 0;
     if (step.isArchive) {
-      // The tar lies there until its content is published; its content is about as long.
-      archives.push(step.isStreamed ? 0 : Math.max(0, bytes - there.allocatedBytes));
-      peakBytes += step.job.sizeBytes ?? bytes;
+      // The tar lies there until its content is published; its content is about as long. What a start before this one
+      // left is of either: large members are written to their own files at once.
+      const tarBytes = step.isStreamed ? 0 : Math.max(0, bytes - there.allocatedBytes);
+      const unpackedBytes = Math.max(0, there.allocatedBytes - bytes);
+      archives.push(tarBytes);
+      peakBytes += Math.max(0, (step.job.sizeBytes ?? bytes) - unpackedBytes);
     } else {
       peakBytes += Math.max(0, bytes - there.allocatedBytes);
     }

@@ -1,25 +1,28 @@
 /**
  * The inside of an archive source: unpacked behind the frontier while the archive still comes in (plain tar), or after
- * it is whole (compressed). After a kill the archive goes on from its journal and is unpacked again from disk.
+ * it is whole (compressed). A tar's large members go into their own files as they come and are only looked over here.
+ * After a kill the archive goes on from its journal and is unpacked again from disk.
  */
-import { closeSync, mkdirSync, openSync, rmSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import type {
   ArchiveLimits,
   FileFollower,
+  InPlace,
   UnpackedFile,
   UnpackOptions,
 } from "../platform/archive.ts";
 import { sniffArchive, unpackArchive, unpackTar } from "../platform/archive.ts";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
-import { freeSpace, readFully } from "../platform/files.ts";
+import { allocatedBytes, freeSpace } from "../platform/files.ts";
+import { followContent, treePathIn } from "./content.ts";
 import { digestBehind, digestOf } from "./digest.ts";
-import { Frontier, followFile } from "./frontier.ts";
+import { Frontier } from "./frontier.ts";
+import type { PartialFolder } from "./journal.ts";
 import type { TreeExpectation } from "./verify.ts";
 import { Writeback } from "./writeback.ts";
 
 interface UnpackTarget {
-  /** Made new; what is in it is removed first. */
   readonly treePath: string;
   readonly label: string;
   readonly sizeBytes: number | undefined;
@@ -30,8 +33,8 @@ interface UnpackTarget {
 }
 
 export interface UnpackJob extends UnpackTarget {
-  /** The archive, growing. */
-  readonly dataPath: string;
+  /** Where the archive grows, and the tree in it. */
+  readonly folder: PartialFolder;
   readonly frontier: Frontier;
 }
 
@@ -42,6 +45,8 @@ export interface StreamJob extends UnpackTarget {
 }
 
 const SNIFF_BYTES = 512;
+/** How much of what is in place already is passed over at once. */
+const STAND_IN_BYTES = 1024 * 1024;
 /** A member shorter than this is digested when it is whole. */
 const FOLLOW_STEP_BYTES = 4 * 1024 * 1024;
 /** Weights hardly compress: a tar that grows more than this many times is a bomb. */
@@ -49,18 +54,36 @@ const MAX_RATIO = 20;
 /** Text compresses better than weights; small archives may be mostly text. */
 const ALWAYS_ALLOWED_BYTES = 1024 * 1024 * 1024;
 
-/** Unpacks a growing archive into `treePath`. */
+/** Unpacks a growing archive into its folder's tree. */
 export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFile[]> {
-  const options = prepare(job);
-  if ((await firstKind(job)) === "tar") {
-    return await unpackTar(followFile(job.dataPath, job.frontier), job.treePath, options);
+  const { folder, frontier } = job;
+  sweepTree(folder);
+  const options = prepare(job, memberPaths(folder));
+  if ((await firstKind(job)) !== "tar") {
+    await untilWhole(frontier);
+    return await unpackArchive(folder.dataPath, job.treePath, options);
   }
-  await untilWhole(job.frontier);
-  return await unpackArchive(job.dataPath, job.treePath, options);
+  const placed = new PlacedMembers(folder);
+  const source = followContent(folder.content, frontier, placed.standIn);
+  const files = await unpackTar(source, job.treePath, { ...options, inPlace: placed });
+  placed.requireAll();
+  return files;
+}
+
+/** Unpacks an archive that is whole now into another tree, whatever was read of it before. */
+export async function unpackAgain(job: UnpackJob): Promise<readonly UnpackedFile[]> {
+  rmSync(job.treePath, { recursive: true, force: true });
+  const options = prepare(job);
+  const whole = Frontier.of(job.folder.content.sizeBytes);
+  if ((await firstKind({ ...job, frontier: whole })) !== "tar") {
+    return await unpackArchive(job.folder.dataPath, job.treePath, options);
+  }
+  return await unpackTar(followContent(job.folder.content, whole), job.treePath, options);
 }
 
 /** Unpacks a tar as it comes, without keeping it. */
 export async function unpackStream(job: StreamJob): Promise<readonly UnpackedFile[]> {
+  rmSync(job.treePath, { recursive: true, force: true });
   const options = prepare(job);
   return await unpackTar(seen(job.body, job.see), job.treePath, options);
 }
@@ -75,23 +98,61 @@ async function* seen(
   }
 }
 
-function prepare(job: UnpackTarget): UnpackOptions {
-  rmSync(job.treePath, { recursive: true, force: true });
+/** `held` are files of the archive that take their room already. */
+function prepare(job: UnpackTarget, held: readonly string[] = []): UnpackOptions {
   mkdirSync(job.treePath, { recursive: true });
   return {
     label: job.label,
     signal: job.signal,
     follow: (path) => new MemberFollower(path, job.digest),
-    limits: byteLimits(job),
+    limits: byteLimits(
+      job,
+      held.map(allocatedBytes).reduce((sum, bytes) => sum + bytes, 0),
+    ),
   };
 }
 
 /** At most what the disk can hold, and no bomb. */
-function byteLimits(job: UnpackTarget): Pick<ArchiveLimits, "maxTotalBytes" | "spaceBytes"> {
+function byteLimits(
+  job: UnpackTarget,
+  heldBytes: number,
+): Pick<ArchiveLimits, "maxTotalBytes" | "spaceBytes"> {
   return {
-    spaceBytes: Math.max(0, freeSpace(job.treePath).freeBytes - job.reserveBytes),
+    spaceBytes: Math.max(0, freeSpace(job.treePath).freeBytes + heldBytes - job.reserveBytes),
     maxTotalBytes: Math.max(ALWAYS_ALLOWED_BYTES, (job.sizeBytes ?? 0) * MAX_RATIO),
   };
+}
+
+/** The large members, which whoever receives the tar writes to their places. */
+class PlacedMembers implements InPlace {
+  /** Never read, only measured. */
+  readonly standIn = Buffer.alloc(STAND_IN_BYTES);
+  readonly #folder: PartialFolder;
+  readonly #seen = new Set<number>();
+
+  constructor(folder: PartialFolder) {
+    this.#folder = folder;
+  }
+
+  isStandIn(block: Uint8Array): boolean {
+    return block.buffer === this.standIn.buffer;
+  }
+
+  adopt(member: Parameters<InPlace["adopt"]>[0]): number | undefined {
+    this.#seen.add(member.offset);
+    return this.#folder.adopt(member);
+  }
+
+  /** @throws DownloadError SOURCE_CHANGED when a member of an earlier start is not in this archive */
+  requireAll(): void {
+    const stray = this.#folder.content.members.find(({ offset }) => !this.#seen.has(offset));
+    if (stray !== undefined) {
+      throw new DownloadError(
+        "SOURCE_CHANGED",
+        `The archive holds no ${stray.path} any more, which an earlier start found in it`,
+      );
+    }
+  }
 }
 
 /** Digests and flushes a large member behind its writer, in other threads. */
@@ -151,22 +212,21 @@ class MemberFollower implements FileFollower {
   }
 }
 
-async function firstKind(job: UnpackJob): Promise<ReturnType<typeof sniffArchive>> {
-  await job.frontier.beyond(SNIFF_BYTES - 1);
-  const fd = openSync(job.dataPath, "r");
-  try {
-    const head = Buffer.alloc(Math.min(SNIFF_BYTES, job.frontier.position));
-    readFully(fd, head, 0);
-    const kind = sniffArchive(head);
-    if (kind === undefined) {
-      throw new DownloadError("FORMAT_INVALID", `${job.label} is no archive, though it should be`, {
-        hint: "The source does not serve this weight. Use another address for it.",
-      });
-    }
-    return kind;
-  } finally {
-    closeSync(fd);
+async function firstKind({
+  folder,
+  frontier,
+  label,
+}: UnpackJob): Promise<ReturnType<typeof sniffArchive>> {
+  await frontier.beyond(SNIFF_BYTES - 1);
+  const head = Buffer.alloc(Math.min(SNIFF_BYTES, frontier.position));
+  folder.content.read(head, 0);
+  const kind = sniffArchive(head);
+  if (kind === undefined) {
+    throw new DownloadError("FORMAT_INVALID", `${label} is no archive, though it should be`, {
+      hint: "The source does not serve this weight. Use another address for it.",
+    });
   }
+  return kind;
 }
 
 async function untilWhole(frontier: Frontier): Promise<void> {
@@ -208,7 +268,28 @@ export function contentText(files: readonly UnpackedFile[]): string {
   return `${names.join(", ")}${more}`;
 }
 
-/** The folder an archive is unpacked into, beside its data. */
-export function treePathIn(folderPath: string): string {
-  return join(folderPath, "tree");
+/** Where an archive is unpacked once more when bytes turned out wrong after they had been unpacked. */
+export function secondTreePathIn(folderPath: string): string {
+  return `${treePathIn(folderPath)}.again`;
+}
+
+/** Removes what was unpacked and can be unpacked again: all but the members whose bytes are nowhere else. */
+export function sweepTree(folder: PartialFolder): void {
+  const treePath = treePathIn(folder.path);
+  const kept = new Set(memberPaths(folder));
+  rmSync(secondTreePathIn(folder.path), { recursive: true, force: true });
+  if (kept.size === 0 || !existsSync(treePath)) {
+    rmSync(treePath, { recursive: true, force: true });
+    return;
+  }
+  for (const entry of readdirSync(treePath, { recursive: true, withFileTypes: true })) {
+    const path = join(entry.parentPath, entry.name);
+    if (!entry.isDirectory() && !kept.has(path)) {
+      rmSync(path, { force: true });
+    }
+  }
+}
+
+function memberPaths({ path, content }: PartialFolder): string[] {
+  return content.members.map((member) => join(treePathIn(path), member.path));
 }

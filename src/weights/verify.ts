@@ -6,8 +6,9 @@ import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { inspect } from "../models/header.ts";
 import type { UnpackedFile } from "../platform/archive.ts";
+import type { AppError } from "../platform/errors.ts";
 import { DownloadError } from "../platform/errors.ts";
-import { fileAt, readFully } from "../platform/files.ts";
+import { fileAt, fileError, readFully } from "../platform/files.ts";
 import { formatSize } from "../platform/size.ts";
 import { digestOf } from "./digest.ts";
 import { imposterOf } from "./probe.ts";
@@ -197,6 +198,9 @@ const FORMAT_TEXT: Readonly<Record<string, string>> = {
 function checkFormat(path: string, expected: Expectation): void {
   const verdict = inspect(path, { as: expected.fileName });
   const defect = verdict.ok ? strictDefect(path, expected.fileName) : verdict.defect;
+  if (defect === "unreadable") {
+    throw readFault(path);
+  }
   if (defect !== undefined) {
     throw new DownloadError(
       "FORMAT_INVALID",
@@ -207,6 +211,16 @@ function checkFormat(path: string, expected: Expectation): void {
       },
     );
   }
+}
+
+/** Why a file can't be read: that says nothing of its bytes, which must not be thrown away for it. */
+function readFault(path: string): AppError {
+  try {
+    closeSync(openSync(path, "r"));
+  } catch (error) {
+    return fileError(error, path, "read back");
+  }
+  return new DownloadError("IO_ERROR", `${path} could not be read back`);
 }
 
 /** What the check at stat cost leaves out and safetensors itself refuses: holes, overlaps, a key twice. */

@@ -2,6 +2,7 @@ import { expect, test } from "bun:test";
 import { closeSync, openSync, writeSync } from "node:fs";
 import { crc32 } from "node:zlib";
 import fc from "fast-check";
+import { readFully } from "../../src/platform/files.ts";
 import { ChunkLedger } from "../../src/weights/chunks.ts";
 import { Frontier } from "../../src/weights/frontier.ts";
 import { tempDir } from "../support/temp-dir.ts";
@@ -20,10 +21,11 @@ function ledgerOver(fd: number, sizeBytes: number, chunkBytes: number): Made {
     revoke: (index: number) => void recorded.delete(index),
   };
   const done = new Set<number>();
+  const content = { read: (into: Uint8Array, at: number) => readFully(fd, into, at) };
   return {
     frontier,
     recorded,
-    ledger: new ChunkLedger({ sizeBytes, chunkBytes, fd, journal, frontier, done }),
+    ledger: new ChunkLedger({ sizeBytes, chunkBytes, content, journal, frontier, done }),
   };
 }
 

@@ -362,12 +362,12 @@ describe("owners", () => {
   test("D43: an owner that slept and wakes up can't reach the bytes of whoever took over", async () => {
     const sleeper = mine(await open({ rules: lying(60_000) }));
     const bytes = Buffer.alloc(CHUNK, 1);
-    writeSync(sleeper.fd, bytes, 0, CHUNK, 0);
+    writeSync(sleeper.content.fd, bytes, 0, CHUNK, 0);
     sleeper.record(0, crc32(bytes));
     // No sign of life for longer than the rule allows: it counts as gone.
     const heir = mine(await open({ rules: lying(-1) }));
     expect([...heir.done.keys()]).toEqual([0]);
-    writeSync(sleeper.fd, Buffer.alloc(CHUNK, 9), 0, CHUNK, 0);
+    writeSync(sleeper.content.fd, Buffer.alloc(CHUNK, 9), 0, CHUNK, 0);
     expect(readFileSync(heir.dataPath).subarray(0, CHUNK).equals(bytes)).toBe(true);
     expect(() => sleeper.beat()).toThrow();
     heir.remove();

@@ -1,0 +1,324 @@
+/**
+ * Where the bytes of a growing file lie. In `data`; or, of a tar whose large members are known, in the members' own files
+ * at once, so that no byte of them is written twice. It is decided for a whole chunk when its first byte comes, and the
+ * journal says which it was.
+ */
+import { closeSync, ftruncateSync, openSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { crc32 } from "node:zlib";
+import {
+  fileError,
+  joinInside,
+  makeFolder,
+  readFully,
+  WRITE_BLOCK_BYTES,
+  writeAway,
+} from "../platform/files.ts";
+import { release, reserve } from "../platform/native.ts";
+import type { Frontier } from "./frontier.ts";
+import { FOLLOW_BLOCK_BYTES } from "./frontier.ts";
+import type { Span } from "./segments.ts";
+
+/** Bytes that are read by their position, wherever they lie. */
+export interface Readable {
+  /** Fills `into`; fewer bytes only at the end. */
+  read(into: Uint8Array, position: number): number;
+}
+
+/** Bytes that lie together in one file. */
+export interface Stretch {
+  readonly path: string;
+  /** Where in that file they begin. */
+  readonly offset: number;
+  readonly length: number;
+  /** True when they are where the unpacked file wants them. */
+  readonly inPlace: boolean;
+}
+
+/** A file of a tar. */
+export interface Member {
+  /** Below the folder that the tar is unpacked into, with `/`. */
+  readonly path: string;
+  /** Of its first byte in the tar. */
+  readonly offset: number;
+  readonly sizeBytes: number;
+}
+
+interface OpenMember extends Member {
+  readonly file: string;
+  readonly fd: number;
+}
+
+/** A member with fewer chunks to come is not worth a file of its own before its turn. */
+const MIN_CHUNKS = 4;
+/** Each takes a descriptor until the download ends. What comes after them is written by the unpacker. */
+const MAX_MEMBERS = 64;
+
+/** Names inside a download's folder. */
+const DATA = "data";
+const TREE = "tree";
+
+/** The folder an archive is unpacked into, beside its data. */
+export function treePathIn(folderPath: string): string {
+  return join(folderPath, TREE);
+}
+
+export function dataPathIn(folderPath: string): string {
+  return join(folderPath, DATA);
+}
+
+export class PartialContent implements Readable, Disposable {
+  /** Of `data`, open for reading and writing. */
+  readonly fd: number;
+  readonly sizeBytes: number;
+  readonly #folderPath: string;
+  readonly #chunkBytes: number;
+  readonly #members: OpenMember[] = [];
+  /** Chunks that have a place; undefined stands for `data`. */
+  readonly #places = new Map<number, OpenMember | undefined>();
+
+  /** Closes `fd` in the end. */
+  constructor(parts: {
+    readonly folderPath: string;
+    readonly fd: number;
+    readonly sizeBytes: number;
+    readonly chunkBytes: number;
+  }) {
+    this.fd = parts.fd;
+    this.sizeBytes = parts.sizeBytes;
+    this.#folderPath = parts.folderPath;
+    this.#chunkBytes = parts.chunkBytes;
+  }
+
+  get members(): readonly Member[] {
+    return this.#members;
+  }
+
+  memberAt(offset: number): Member | undefined {
+    return this.#members.find((member) => member.offset === offset);
+  }
+
+  /** True for a chunk that lies in a member's file. */
+  isInPlace(index: number): boolean {
+    return this.#places.get(index) !== undefined;
+  }
+
+  /** Writes at `position`, on another thread. `bytes` must stay as they are until it is done. */
+  async write(bytes: Uint8Array, position: number): Promise<void> {
+    for (let at = 0; at < bytes.byteLength; ) {
+      const index = Math.floor((position + at) / this.#chunkBytes);
+      const length = Math.min(
+        bytes.byteLength - at,
+        (index + 1) * this.#chunkBytes - (position + at),
+      );
+      const member = this.#decide(index);
+      await writeAway(
+        member?.fd ?? this.fd,
+        bytes.subarray(at, at + length),
+        position + at - (member?.offset ?? 0),
+      );
+      at += length;
+    }
+  }
+
+  read(into: Uint8Array, position: number): number {
+    let done = 0;
+    while (done < into.byteLength) {
+      const { member, end } = this.#runAt(position + done, position + into.byteLength);
+      const part = into.subarray(done, end - position);
+      const read = readFully(member?.fd ?? this.fd, part, position + done - (member?.offset ?? 0));
+      done += read;
+      if (read < part.byteLength) {
+        break;
+      }
+    }
+    return done;
+  }
+
+  /** Where the bytes from `position` on lie, as far as they lie together and before `end`. */
+  stretchAt(position: number, end: number): Stretch {
+    const run = this.#runAt(position, end);
+    return {
+      path: run.member?.file ?? dataPathIn(this.#folderPath),
+      offset: position - (run.member?.offset ?? 0),
+      length: run.end - position,
+      inPlace: run.member !== undefined,
+    };
+  }
+
+  /** From now on chunks of the member that have no place yet go into its own file. False when that is not worth it. */
+  adopt(member: Member): boolean {
+    const chunks = this.#freeChunks(member);
+    if (
+      this.#members.length >= MAX_MEMBERS ||
+      chunks.length < MIN_CHUNKS ||
+      member.offset + member.sizeBytes > this.sizeBytes
+    ) {
+      return false;
+    }
+    const open = this.#open(member, "w+");
+    // What was set aside for these chunks in `data` is given to the file they go to instead.
+    for (const { start, end } of spansOf(chunks, this.#chunkBytes)) {
+      release(this.fd, start, end - start);
+    }
+    reserve(open.fd, member.sizeBytes);
+    this.#members.push(open);
+    return true;
+  }
+
+  /** A member that an earlier process adopted; false when its file has gone. */
+  restore(member: Member): boolean {
+    try {
+      this.#members.push(this.#open(member, "r+"));
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  /** Says of a chunk of an earlier process where it lies; false when there is no such place. */
+  place(index: number, inPlace: boolean): boolean {
+    const member = inPlace ? this.#memberOf(index) : undefined;
+    this.#places.set(index, member);
+    return !inPlace || member !== undefined;
+  }
+
+  /** Takes back {@link place}: the chunk is to come again. */
+  forget(index: number): void {
+    this.#places.delete(index);
+  }
+
+  descriptorOf(member: Member): number | undefined {
+    return this.#members.find(({ offset }) => offset === member.offset)?.fd;
+  }
+
+  /** Sets disk blocks aside for what goes into `data`; false where the file system can't or won't. */
+  reserve(): boolean {
+    if (this.#members.length === 0) {
+      return reserve(this.fd, this.sizeBytes);
+    }
+    // A start that goes on: most of it has its place elsewhere, and little is left to come here.
+    ftruncateSync(this.fd, this.sizeBytes);
+    return true;
+  }
+
+  [Symbol.dispose](): void {
+    for (const fd of [this.fd, ...this.#members.map((member) => member.fd)]) {
+      closeSync(fd);
+    }
+  }
+
+  #open(member: Member, flags: "w+" | "r+"): OpenMember {
+    const file = joinInside(treePathIn(this.#folderPath), member.path);
+    try {
+      makeFolder(dirname(file));
+      return { ...member, file, fd: openSync(file, flags, 0o644) };
+    } catch (error) {
+      throw fileError(error, file, "unpack");
+    }
+  }
+
+  #decide(index: number): OpenMember | undefined {
+    if (!this.#places.has(index)) {
+      this.#places.set(index, this.#memberOf(index));
+    }
+    return this.#places.get(index);
+  }
+
+  /** The member that the whole chunk is of. */
+  #memberOf(index: number): OpenMember | undefined {
+    return this.#members.find((member) => {
+      const { first, last } = this.#wholeChunks(member);
+      return index >= first && index <= last;
+    });
+  }
+
+  #wholeChunks({ offset, sizeBytes }: Member): { first: number; last: number } {
+    return {
+      first: Math.ceil(offset / this.#chunkBytes),
+      last: Math.floor((offset + sizeBytes) / this.#chunkBytes) - 1,
+    };
+  }
+
+  #freeChunks(member: Member): number[] {
+    const { first, last } = this.#wholeChunks(member);
+    const free: number[] = [];
+    for (let index = first; index <= last; index += 1) {
+      if (!this.#places.has(index)) {
+        free.push(index);
+      }
+    }
+    return free;
+  }
+
+  #runAt(position: number, end: number): { member: OpenMember | undefined; end: number } {
+    const first = Math.floor(position / this.#chunkBytes);
+    const member = this.#places.get(first);
+    let next = first + 1;
+    while (next * this.#chunkBytes < end && this.#places.get(next) === member) {
+      next += 1;
+    }
+    return { member, end: Math.min(end, next * this.#chunkBytes) };
+  }
+}
+
+/** Neighbouring chunks as one span each. */
+function spansOf(chunks: readonly number[], chunkBytes: number): Span[] {
+  const spans: Span[] = [];
+  for (const index of chunks) {
+    const last = spans.at(-1);
+    const start = index * chunkBytes;
+    if (last?.end === start) {
+      spans[spans.length - 1] = { start: last.start, end: start + chunkBytes };
+    } else {
+      spans.push({ start, end: start + chunkBytes });
+    }
+  }
+  return spans;
+}
+
+/** CRC-32 of a part of it; undefined when it ends before. `seen` gets each block and where it stands. */
+export function crcOfRange(
+  content: Readable,
+  { start, end }: Span,
+  block: Buffer = Buffer.allocUnsafe(WRITE_BLOCK_BYTES),
+  seen?: (block: Uint8Array, position: number) => void,
+): number | undefined {
+  let crc = 0;
+  for (let at = start; at < end; ) {
+    const part = block.subarray(0, Math.min(block.length, end - at));
+    if (content.read(part, at) < part.length) {
+      return undefined;
+    }
+    crc = crc32(part, crc);
+    seen?.(part, at);
+    at += part.length;
+  }
+  return crc;
+}
+
+/**
+ * The bytes from the start, as far as they are complete, until the frontier ends. For bytes that are in place already
+ * come blocks of `standIn`, where one is given: nobody needs to read them.
+ */
+export async function* followContent(
+  content: PartialContent,
+  frontier: Frontier,
+  standIn?: Uint8Array,
+): AsyncGenerator<Uint8Array> {
+  for (let position = 0; await frontier.beyond(position); ) {
+    const { length, inPlace } = content.stretchAt(position, frontier.position);
+    if (inPlace && standIn !== undefined) {
+      const block = standIn.subarray(0, Math.min(length, standIn.byteLength));
+      position += block.byteLength;
+      yield block;
+    } else {
+      // Fresh each time: a parser may keep a slice of it.
+      const block = Buffer.allocUnsafe(Math.min(FOLLOW_BLOCK_BYTES, length));
+      const read = content.read(block, position);
+      position += read;
+      yield block.subarray(0, read);
+    }
+    await new Promise<void>((resolve) => setImmediate(resolve));
+  }
+}
