@@ -278,7 +278,10 @@ class Unpacking {
           // A failure is heard at the next `await`.
           writing.catch(() => undefined);
         } else if (!isAdopted) {
-          throw truncated("is not the one that its files were taken from", this.label);
+          throw new DownloadError(
+            "SOURCE_CHANGED",
+            `${this.label} is not the archive that files in place were taken from`,
+          );
         }
         position += chunk.byteLength;
         follower.see?.(chunk);

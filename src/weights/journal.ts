@@ -603,7 +603,7 @@ async function takeOver(claim: Claim, header: Header, fresh: boolean): Promise<P
       const freshPath = join(claim.path, "data.new");
       content = open(freshPath, "w+");
       if (known !== undefined && old !== undefined) {
-        done = await verifiedChunks(old, known, content.fd);
+        done = await verifiedChunks(old, known, content);
       }
       renameSync(freshPath, dataPath);
     }
@@ -741,17 +741,17 @@ function parseHeader(line: string): Header | undefined {
   }
 }
 
-/** The chunks whose bytes are what the journal says; copied into `copyFd` on the way where one is given. */
+/** The chunks whose bytes are what the journal says; copied into `copy`'s data on the way where one is given. */
 async function verifiedChunks(
   content: PartialContent,
   { header, members, chunks }: JournalContent,
-  copyFd?: number,
+  copy?: PartialContent,
 ): Promise<Map<number, number>> {
   const good = new Map<number, number>();
   const block = Buffer.allocUnsafe(WRITE_BLOCK_BYTES);
-  const copy = (part: Uint8Array, at: number): void => {
-    if (copyFd !== undefined) {
-      writeFully(copyFd, part, at);
+  const toCopy = (part: Uint8Array, at: number): void => {
+    if (copy !== undefined) {
+      writeFully(copy.fd, part, at);
     }
   };
   for (const member of members) {
@@ -761,8 +761,9 @@ async function verifiedChunks(
     const start = index * header.chunk;
     const end = Math.min(header.sizeBytes, start + header.chunk);
     const hasPlace = content.place(index, inPlace);
-    if (hasPlace && crcOfRange(content, { start, end }, block, copy) === crc) {
+    if (hasPlace && crcOfRange(content, { start, end }, block, toCopy) === crc) {
       good.set(index, crc);
+      copy?.place(index, false);
     } else {
       content.forget(index);
     }

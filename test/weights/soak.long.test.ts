@@ -1,6 +1,6 @@
 /** Long rounds: fifty kills of a real process, a thousand downloads without a leak, 4 GiB and beyond. */
 import { expect, test } from "bun:test";
-import { existsSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { listPartials, partialState } from "../../src/weights/journal.ts";
 import { tar } from "../support/tar.ts";
@@ -43,36 +43,51 @@ test("D33: fifty SIGKILLs at random moments, each followed by a start that goes 
   expect(listPartials([dir.path])).toEqual([]);
 }, 240_000);
 
-test("D33: twenty SIGKILLs while a tar comes in and is unpacked", async () => {
-  const member = safetensors(40_000_000);
-  const hash = sha256(member);
+test("D33: thirty SIGKILLs while a tar comes in and its members go to their files; nothing that was recorded is fetched again", async () => {
+  const members = {
+    "w.safetensors": safetensors(30_000_000),
+    "sub/v.safetensors": safetensors(9_000_000),
+  };
+  const bytes = tar([
+    { name: "README", body: "hi" },
+    ...Object.entries(members).map(([name, body]) => ({ name, body })),
+  ]);
+  const hash = sha256(members["w.safetensors"]);
   using server = await WeightServer.start();
-  server.on(
-    "/w.tar",
-    file(tar([{ name: "w.safetensors", body: member }]), { bytesPerSecond: 200_000 }),
-  );
+  server.on("/w.tar", file(bytes, { bytesPerSecond: 300_000 }));
   using dir = tempDir();
   const folder = dir.join("checkpoints");
-  for (let round = 0; round < 20; round += 1) {
+  let kept = 0;
+  let inPlace = 0;
+  for (let round = 0; round < 30; round += 1) {
     const running = Bun.spawn(
       [process.execPath, CHILD, dir.path, server.url("/w.tar"), hash, folder],
-      {
-        stdout: "pipe",
-      },
+      { stdout: "pipe" },
     );
     await running.stdout.getReader().read();
-    await Bun.sleep(Math.random() * 400);
+    await Bun.sleep(Math.random() * 500);
     running.kill("SIGKILL");
     await running.exited;
-    expect(existsSync(join(folder, "w.safetensors"))).toBe(false);
+    expect(existsSync(folder)).toBe(false);
+    const state = partialState(join(folder, "w.safetensors"), [dir.path]);
+    expect(state?.doneBytes ?? 0).toBeGreaterThanOrEqual(kept);
+    kept = state?.doneBytes ?? 0;
+    const journal = state === undefined ? "" : readFileSync(join(state.path, "journal"), "utf8");
+    inPlace = journal.match(/^d /gm)?.length ?? 0;
   }
-  server.on("/w.tar", file(tar([{ name: "w.safetensors", body: member }])));
+  expect(inPlace).toBeGreaterThan(0);
+  server.on("/w.tar", file(bytes));
+  const before = server.requests.length;
   await using installer = quickInstaller(dir.path);
   await installer.install([
     job(folder, server.url("/w.tar"), { name: "w.safetensors", unpack: "tar", sha256: hash }),
   ]);
-  expect(sha256File(join(folder, "w.safetensors"))).toBe(hash);
-}, 120_000);
+  for (const [name, body] of Object.entries(members)) {
+    expect(sha256File(join(folder, name))).toBe(sha256(body));
+  }
+  expect(server.askedBytes("/w.tar", before)).toBe(bytes.length - kept);
+  expect(listPartials([dir.path])).toEqual([]);
+}, 180_000);
 
 test("a thousand downloads leave no file open, no rejection unheard and no memory behind", async () => {
   const body = safetensors(200_000);
