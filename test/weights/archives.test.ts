@@ -7,12 +7,14 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  rmSync,
 } from "node:fs";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import { AppError } from "../../src/platform/errors.ts";
 import { listPartials, partialState } from "../../src/weights/journal.ts";
 import type { InstallJob } from "../../src/weights/plan-types.ts";
+import { canMount, fillDisk, smallDisk } from "../support/small-disk.ts";
 import { tar } from "../support/tar.ts";
 import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
@@ -279,30 +281,42 @@ function linkAt(path: string): string {
   }
 }
 
-const canMount = process.platform === "linux" && process.getuid?.() === 0;
-
-test.skipIf(!canMount)(
+test.skipIf(!canMount())(
   "D36: on a disk that just holds tar and content, a cut download goes on and ends whole",
   async () => {
-    const disk = dir.join("small");
-    mkdirSync(disk);
-    const size = Math.ceil(2.04 * BYTES.length);
-    const mounted = await Bun.$`mount -t tmpfs -o size=${size} tmpfs ${disk}`.quiet().nothrow();
-    if (mounted.exitCode !== 0) {
-      return;
+    using small = smallDisk(dir.join("small"), 2.04 * BYTES.length);
+    const disk = small.path;
+    await using installer = quickInstaller(disk, { tuning: TUNING });
+    for (const position of [300_000, 1_200_000, 1_900_000]) {
+      server.on(PATH, cutAt(position));
+      expect(await codeOf(installer.install([wanted(disk)]))).toBe("SERVER_ERROR");
     }
-    try {
-      await using installer = quickInstaller(disk, { tuning: TUNING });
-      for (const position of [300_000, 1_200_000, 1_900_000]) {
-        server.on(PATH, cutAt(position));
-        expect(await codeOf(installer.install([wanted(disk)]))).toBe("SERVER_ERROR");
+    expect(journalText(disk)).toMatch(/^d /m);
+    server.on(PATH, file(BYTES));
+    expect(await codeOf(installer.install([wanted(disk)]))).toBe("ok");
+    expectInstalled(disk);
+  },
+);
+
+test.skipIf(!canMount())(
+  "D36: space that others take while a tar is unpacked ends with NO_SPACE, keeps the bytes, and goes on when there is room",
+  async () => {
+    using small = smallDisk(dir.join("small"), 2.1 * BYTES.length);
+    const disk = small.path;
+    const others = join(disk, "others");
+    server.on(PATH, async (request, reply) => {
+      if (isFetch(request) && !existsSync(others)) {
+        fillDisk(others);
       }
-      expect(journalText(disk)).toMatch(/^d /m);
-      server.on(PATH, file(BYTES));
-      expect(await codeOf(installer.install([wanted(disk)]))).toBe("ok");
-      expectInstalled(disk);
-    } finally {
-      await Bun.$`umount -l ${disk}`.quiet().nothrow();
-    }
+      await file(BYTES)(request, reply);
+    });
+    await using installer = quickInstaller(disk, { tuning: TUNING });
+    expect(await codeOf(installer.install([wanted(disk)]))).toBe("NO_SPACE");
+    expect(existsSync(join(disk, "diffusers"))).toBe(false);
+    expect(listPartials([disk])[0]?.doneBytes).toBeGreaterThan(0);
+    rmSync(others);
+    server.on(PATH, file(BYTES));
+    expect(await codeOf(installer.install([wanted(disk)]))).toBe("ok");
+    expectInstalled(disk);
   },
 );

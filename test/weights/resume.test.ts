@@ -26,6 +26,7 @@ import {
   removePartials,
 } from "../../src/weights/journal.ts";
 import { describePlan } from "../../src/weights/plan.ts";
+import { canMount, smallDisk } from "../support/small-disk.ts";
 import { tar } from "../support/tar.ts";
 import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
@@ -466,30 +467,10 @@ describe("disks", () => {
     expect(await codeOf(installer.install([job(long, server.url(PATH))]))).toBe("IO_ERROR");
   });
 
-  const canMount = process.platform === "linux" && process.getuid?.() === 0;
-  /** A file system of this many bytes, if this process may make one. */
-  async function small(bytes: number): Promise<(AsyncDisposable & { path: string }) | undefined> {
-    const path = dir.join("small");
-    mkdirSync(path);
-    const mounted =
-      canMount &&
-      (await Bun.$`mount -t tmpfs -o size=${bytes} tmpfs ${path}`.quiet().nothrow()).exitCode === 0;
-    return mounted
-      ? {
-          path,
-          [Symbol.asyncDispose]: async () =>
-            void (await Bun.$`umount -l ${path}`.quiet().nothrow()),
-        }
-      : undefined;
-  }
-
-  test.skipIf(!canMount)(
+  test.skipIf(!canMount())(
     "D36: a disk that is full says need and have, before a byte is fetched",
     async () => {
-      await using disk = await small(1_000_000);
-      if (disk === undefined) {
-        return;
-      }
+      using disk = smallDisk(dir.join("small"), 1_000_000);
       await using installer = quickInstaller(disk.path);
       expect(
         await codeOf(installer.install([job(join(disk.path, "w.safetensors"), server.url(PATH))])),
@@ -498,13 +479,10 @@ describe("disks", () => {
     },
   );
 
-  test.skipIf(!canMount)(
+  test.skipIf(!canMount())(
     "D36: space that others take midway ends with NO_SPACE, keeps the bytes, and goes on when there is room",
     async () => {
-      await using disk = await small(4_500_000);
-      if (disk === undefined) {
-        return;
-      }
+      using disk = smallDisk(dir.join("small"), 4_500_000);
       const target = join(disk.path, "checkpoints", "w.safetensors");
       // Without ranges nothing is reserved beforehand: the disk fills up under the stream.
       const whole = file(BODY, { ranges: false });
@@ -525,13 +503,10 @@ describe("disks", () => {
     },
   );
 
-  test.skipIf(!canMount)(
+  test.skipIf(!canMount())(
     "D38, D47: on a read-only disk a new file says why not, and one that is there is used",
     async () => {
-      await using disk = await small(8_000_000);
-      if (disk === undefined) {
-        return;
-      }
+      using disk = smallDisk(dir.join("small"), 8_000_000);
       const there = join(disk.path, "checkpoints", "there.safetensors");
       mkdirSync(join(disk.path, "checkpoints"));
       writeFileSync(there, BODY);
@@ -545,13 +520,10 @@ describe("disks", () => {
     },
   );
 
-  test.skipIf(!canMount)(
+  test.skipIf(!canMount())(
     "an archive for which there is no room beside its content is unpacked straight from the network, as the plan says",
     async () => {
-      await using disk = await small(4_500_000);
-      if (disk === undefined) {
-        return;
-      }
+      using disk = smallDisk(dir.join("small"), 4_500_000);
       const bytes = tar([{ name: "w.safetensors", body: BODY }]);
       let cuts = 0;
       server.on("/w.tar", async (request, reply) => {
@@ -583,13 +555,10 @@ describe("disks", () => {
     },
   );
 
-  test.skipIf(!canMount)(
+  test.skipIf(!canMount())(
     "D45: a category folder on a file system of its own gets its file too",
     async () => {
-      await using disk = await small(8_000_000);
-      if (disk === undefined) {
-        return;
-      }
+      using disk = smallDisk(dir.join("small"), 8_000_000);
       const models = dir.join("models");
       mkdirSync(models);
       await using installer = quickInstaller(models);

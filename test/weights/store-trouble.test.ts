@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { canMount, fillDisk, smallDisk } from "../support/small-disk.ts";
 import { StoreProcess } from "../support/store-process.ts";
 import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
@@ -126,22 +127,14 @@ describe("a store", () => {
     expect(readdirSync(blobFolder())).toEqual([SHA]);
   });
 
-  test.skipIf(process.platform !== "linux" || process.getuid?.() !== 0)(
+  test.skipIf(!canMount())(
     "on a full disk serves hits, shows nothing half written, and goes on when there is room",
     async () => {
-      mkdirSync(dir.join("disk"));
-      const mount = Bun.$`mount -t tmpfs -o size=${2_000_000} tmpfs ${dir.join("disk")}`;
-      if ((await mount.quiet().nothrow()).exitCode !== 0) {
-        return;
-      }
-      await using _ = {
-        [Symbol.asyncDispose]: async () =>
-          void (await Bun.$`umount -l ${dir.join("disk")}`.quiet().nothrow()),
-      };
+      using _ = smallDisk(dir.join("disk"), 2_000_000);
       const store = dir.join("disk/store");
       await using first = await start("a", { store });
       await first.ask(order({ sha256: SHA }));
-      await Bun.$`dd if=/dev/zero of=${dir.join("disk/others")} bs=4096`.quiet().nothrow();
+      fillDisk(dir.join("disk/others"));
 
       await using second = await start("b", { store });
       expect(await second.ask(order({ sha256: SHA }))).toMatchObject({
