@@ -241,7 +241,9 @@ class Unpacking {
         ? undefined
         : this.#options.inPlace?.adopt({ path, offset, sizeBytes: declared });
     const fd = adopted ?? this.#create(target);
-    const follower = this.#options.follow?.(target) ?? hashing(this.#options.hash === true);
+    // What is in place already does not come by here: its digest is the follower's to make.
+    const mustHash = this.#options.hash === true && adopted === undefined;
+    const follower = this.#options.follow?.(target) ?? hashing(mustHash);
     try {
       const sizeBytes = await this.#write({ fd, isAdopted: adopted !== undefined }, body, follower);
       if (declared !== undefined && sizeBytes !== declared) {

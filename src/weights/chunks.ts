@@ -3,9 +3,8 @@
  * summed on the way; one that was split between two is read back. Moves the frontier and tells the journal.
  */
 import { crc32 } from "node:zlib";
-import type { Readable } from "./content.ts";
 import { crcOfRange } from "./content.ts";
-import type { Frontier } from "./frontier.ts";
+import type { Frontier, Readable } from "./frontier.ts";
 
 /** Followers are woken for this much, not for every packet. */
 const FRONTIER_STEP_BYTES = 1024 * 1024;

@@ -3,7 +3,7 @@
  * at once, so that no byte of them is written twice. It is decided for a whole chunk when its first byte comes, and the
  * journal says which it was.
  */
-import { closeSync, ftruncateSync, openSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { crc32 } from "node:zlib";
 import {
@@ -15,15 +15,8 @@ import {
   writeAway,
 } from "../platform/files.ts";
 import { release, reserve } from "../platform/native.ts";
-import type { Frontier } from "./frontier.ts";
-import { FOLLOW_BLOCK_BYTES } from "./frontier.ts";
+import type { Readable } from "./frontier.ts";
 import type { Span } from "./segments.ts";
-
-/** Bytes that are read by their position, wherever they lie. */
-export interface Readable {
-  /** Fills `into`; fewer bytes only at the end. */
-  read(into: Uint8Array, position: number): number;
-}
 
 /** Bytes that lie together in one file. */
 export interface Stretch {
@@ -44,8 +37,10 @@ export interface Member {
   readonly sizeBytes: number;
 }
 
-interface OpenMember extends Member {
+/** A member whose chunks go into its own file. */
+export interface AdoptedMember extends Member {
   readonly file: string;
+  /** Open for reading and writing until the content is disposed of. */
   readonly fd: number;
 }
 
@@ -70,12 +65,14 @@ export function dataPathIn(folderPath: string): string {
 export class PartialContent implements Readable, Disposable {
   /** Of `data`, open for reading and writing. */
   readonly fd: number;
+  /** Of `data`. */
+  readonly path: string;
   readonly sizeBytes: number;
   readonly #folderPath: string;
   readonly #chunkBytes: number;
-  readonly #members: OpenMember[] = [];
+  readonly #members: AdoptedMember[] = [];
   /** Chunks that have a place; undefined stands for `data`. */
-  readonly #places = new Map<number, OpenMember | undefined>();
+  readonly #places = new Map<number, AdoptedMember | undefined>();
 
   /** Closes `fd` in the end. */
   constructor(parts: {
@@ -85,17 +82,14 @@ export class PartialContent implements Readable, Disposable {
     readonly chunkBytes: number;
   }) {
     this.fd = parts.fd;
+    this.path = dataPathIn(parts.folderPath);
     this.sizeBytes = parts.sizeBytes;
     this.#folderPath = parts.folderPath;
     this.#chunkBytes = parts.chunkBytes;
   }
 
-  get members(): readonly Member[] {
+  get members(): readonly AdoptedMember[] {
     return this.#members;
-  }
-
-  memberAt(offset: number): Member | undefined {
-    return this.#members.find((member) => member.offset === offset);
   }
 
   /** True for a chunk that lies in a member's file. */
@@ -139,31 +133,34 @@ export class PartialContent implements Readable, Disposable {
   stretchAt(position: number, end: number): Stretch {
     const run = this.#runAt(position, end);
     return {
-      path: run.member?.file ?? dataPathIn(this.#folderPath),
+      path: run.member?.file ?? this.path,
       offset: position - (run.member?.offset ?? 0),
       length: run.end - position,
       inPlace: run.member !== undefined,
     };
   }
 
-  /** From now on chunks of the member that have no place yet go into its own file. False when that is not worth it. */
-  adopt(member: Member): boolean {
+  /**
+   * From now on chunks of the member that have no place yet go into its own file; what came before is for the caller to
+   * put there. undefined when that is not worth it.
+   */
+  adopt(member: Member): AdoptedMember | undefined {
     const chunks = this.#freeChunks(member);
     if (
       this.#members.length >= MAX_MEMBERS ||
       chunks.length < MIN_CHUNKS ||
       member.offset + member.sizeBytes > this.sizeBytes
     ) {
-      return false;
+      return undefined;
     }
-    const open = this.#open(member, "w+");
+    const adopted = this.#open(member, "w+");
     // What was set aside for these chunks in `data` is given to the file they go to instead.
     for (const { start, end } of spansOf(chunks, this.#chunkBytes)) {
       release(this.fd, start, end - start);
     }
-    reserve(open.fd, member.sizeBytes);
-    this.#members.push(open);
-    return true;
+    reserve(adopted.fd, member.sizeBytes);
+    this.#members.push(adopted);
+    return adopted;
   }
 
   /** A member that an earlier process adopted; false when its file has gone. */
@@ -188,18 +185,10 @@ export class PartialContent implements Readable, Disposable {
     this.#places.delete(index);
   }
 
-  descriptorOf(member: Member): number | undefined {
-    return this.#members.find(({ offset }) => offset === member.offset)?.fd;
-  }
-
-  /** Sets disk blocks aside for what goes into `data`; false where the file system can't or won't. */
+  /** Sets disk blocks aside for what is to come; false where the file system can't or won't. */
   reserve(): boolean {
-    if (this.#members.length === 0) {
-      return reserve(this.fd, this.sizeBytes);
-    }
-    // A start that goes on: most of it has its place elsewhere, and little is left to come here.
-    ftruncateSync(this.fd, this.sizeBytes);
-    return true;
+    // A start that goes on with members has theirs already, and little is left to come into `data`.
+    return this.#members.length > 0 || reserve(this.fd, this.sizeBytes);
   }
 
   [Symbol.dispose](): void {
@@ -208,7 +197,7 @@ export class PartialContent implements Readable, Disposable {
     }
   }
 
-  #open(member: Member, flags: "w+" | "r+"): OpenMember {
+  #open(member: Member, flags: "w+" | "r+"): AdoptedMember {
     const file = joinInside(treePathIn(this.#folderPath), member.path);
     try {
       makeFolder(dirname(file));
@@ -218,7 +207,7 @@ export class PartialContent implements Readable, Disposable {
     }
   }
 
-  #decide(index: number): OpenMember | undefined {
+  #decide(index: number): AdoptedMember | undefined {
     if (!this.#places.has(index)) {
       this.#places.set(index, this.#memberOf(index));
     }
@@ -226,7 +215,7 @@ export class PartialContent implements Readable, Disposable {
   }
 
   /** The member that the whole chunk is of. */
-  #memberOf(index: number): OpenMember | undefined {
+  #memberOf(index: number): AdoptedMember | undefined {
     return this.#members.find((member) => {
       const { first, last } = this.#wholeChunks(member);
       return index >= first && index <= last;
@@ -251,7 +240,7 @@ export class PartialContent implements Readable, Disposable {
     return free;
   }
 
-  #runAt(position: number, end: number): { member: OpenMember | undefined; end: number } {
+  #runAt(position: number, end: number): { member: AdoptedMember | undefined; end: number } {
     const first = Math.floor(position / this.#chunkBytes);
     const member = this.#places.get(first);
     let next = first + 1;
@@ -295,30 +284,4 @@ export function crcOfRange(
     at += part.length;
   }
   return crc;
-}
-
-/**
- * The bytes from the start, as far as they are complete, until the frontier ends. For bytes that are in place already
- * come blocks of `standIn`, where one is given: nobody needs to read them.
- */
-export async function* followContent(
-  content: PartialContent,
-  frontier: Frontier,
-  standIn?: Uint8Array,
-): AsyncGenerator<Uint8Array> {
-  for (let position = 0; await frontier.beyond(position); ) {
-    const { length, inPlace } = content.stretchAt(position, frontier.position);
-    if (inPlace && standIn !== undefined) {
-      const block = standIn.subarray(0, Math.min(length, standIn.byteLength));
-      position += block.byteLength;
-      yield block;
-    } else {
-      // Fresh each time: a parser may keep a slice of it.
-      const block = Buffer.allocUnsafe(Math.min(FOLLOW_BLOCK_BYTES, length));
-      const read = content.read(block, position);
-      position += read;
-      yield block.subarray(0, read);
-    }
-    await new Promise<void>((resolve) => setImmediate(resolve));
-  }
 }

@@ -6,8 +6,7 @@ import { join } from "node:path";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { PROJECT_ROOT } from "../platform/project-root.ts";
 import type { PartialContent, Stretch } from "./content.ts";
-import { followContent } from "./content.ts";
-import { Frontier, followFile } from "./frontier.ts";
+import { Frontier, follow, followFile, readBlock } from "./frontier.ts";
 
 /** Below this a worker's start costs more than it saves. */
 const WORKER_FROM_BYTES = 64 * 1024 * 1024;
@@ -39,8 +38,11 @@ async function digestHere(
   signal?: AbortSignal,
 ): Promise<string> {
   const hasher = new Bun.CryptoHasher("sha256");
-  const isPath = typeof file === "string";
-  for await (const block of isPath ? followFile(file, frontier) : followContent(file, frontier)) {
+  const blocks =
+    typeof file === "string"
+      ? followFile(file, frontier)
+      : follow(frontier, (start, end) => readBlock(file, start, end));
+  for await (const block of blocks) {
     if (signal?.aborted) {
       throw new CanceledError();
     }
@@ -52,16 +54,17 @@ async function digestHere(
 async function digestInWorker(file: string | PartialContent, frontier: Frontier): Promise<string> {
   const worker = new Worker(join(PROJECT_ROOT, "src/weights/digest-worker.ts"));
   worker.unref();
+  const label = typeof file === "string" ? file : file.path;
   const answer = new Promise<string>((resolve, reject) => {
     worker.onmessage = (event: MessageEvent<unknown>) => {
       if (typeof event.data === "string") {
         resolve(event.data);
       } else {
-        reject(new DownloadError("IO_ERROR", "A file could not be read back for its digest"));
+        reject(new DownloadError("IO_ERROR", `${label} could not be read back for its digest`));
       }
     };
     worker.onerror = (event) => {
-      reject(new DownloadError("IO_ERROR", `The digest of a file failed: ${event.message}`));
+      reject(new DownloadError("IO_ERROR", `The digest of ${label} failed: ${event.message}`));
     };
   });
   answer.catch(() => undefined);

@@ -3,10 +3,11 @@
  * work while the rest is still on its way, from the page cache.
  */
 import { closeSync, openSync } from "node:fs";
+import { DownloadError } from "../platform/errors.ts";
 import { readFully } from "../platform/files.ts";
 
 /** Big enough to be cheap, small enough that the event loop answers in between. */
-export const FOLLOW_BLOCK_BYTES = 256 * 1024;
+const FOLLOW_BLOCK_BYTES = 256 * 1024;
 
 export class Frontier {
   #position = 0;
@@ -76,19 +77,48 @@ export class Frontier {
   }
 }
 
-/** The bytes of `path` from its start, as far as they are complete, until the frontier ends. */
+/** Bytes that are read by their position, wherever they lie. */
+export interface Readable {
+  /** Fills `into`; fewer bytes only at the end. */
+  read(into: Uint8Array, position: number): number;
+}
+
+/** The next block of what is complete between two positions; at least one byte. */
+type BlockReader = (start: number, end: number) => Uint8Array;
+
+/** The blocks from the start, as far as they are complete, until the frontier ends. */
+export async function* follow(
+  frontier: Frontier,
+  blockAt: BlockReader,
+): AsyncGenerator<Uint8Array> {
+  for (let position = 0; await frontier.beyond(position); ) {
+    const block = blockAt(position, frontier.position);
+    position += block.byteLength;
+    yield block;
+    await new Promise<void>((resolve) => setImmediate(resolve));
+  }
+}
+
+/**
+ * A block of what lies between two positions, in a fresh buffer: a parser may keep a slice of it.
+ * @throws DownloadError IO_ERROR when bytes that were complete have gone
+ */
+export function readBlock(source: Readable, start: number, end: number): Uint8Array {
+  const block = Buffer.allocUnsafe(Math.min(FOLLOW_BLOCK_BYTES, end - start));
+  const read = source.read(block, start);
+  if (read === 0) {
+    // Else whoever follows would wait for them for ever.
+    throw new DownloadError("IO_ERROR", `A file got shorter than ${end} bytes while it was read`);
+  }
+  return block.subarray(0, read);
+}
+
+/** {@link follow} for a file of its own. */
 export async function* followFile(path: string, frontier: Frontier): AsyncGenerator<Uint8Array> {
   const fd = openSync(path, "r");
   try {
-    for (let position = 0; await frontier.beyond(position); ) {
-      const length = Math.min(FOLLOW_BLOCK_BYTES, frontier.position - position);
-      // Fresh each time: a parser may keep a slice of it.
-      const block = Buffer.allocUnsafe(length);
-      const read = readFully(fd, block, position);
-      position += read;
-      yield block.subarray(0, read);
-      await new Promise<void>((resolve) => setImmediate(resolve));
-    }
+    const source = { read: (into: Uint8Array, at: number) => readFully(fd, into, at) };
+    yield* follow(frontier, (start, end) => readBlock(source, start, end));
   } finally {
     closeSync(fd);
   }

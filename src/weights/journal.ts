@@ -175,21 +175,22 @@ export class PartialFolder implements Disposable {
    * @throws DownloadError SOURCE_CHANGED when an earlier process saw another member there
    */
   adopt(member: Member): number | undefined {
-    const known = this.content.memberAt(member.offset);
-    if (known !== undefined) {
-      if (known.path !== member.path || known.sizeBytes !== member.sizeBytes) {
-        throw new DownloadError(
-          "SOURCE_CHANGED",
-          `At byte ${member.offset} of the archive there is ${member.path} now, and there was ${known.path}`,
-        );
+    const known = this.content.members.find(({ offset }) => offset === member.offset);
+    if (known === undefined) {
+      const adopted = this.content.adopt(member);
+      if (adopted !== undefined) {
+        // Before any chunk that lies there is recorded.
+        this.#append(memberLine(member));
       }
-    } else if (!this.content.adopt(member)) {
-      return undefined;
-    } else {
-      // Before any chunk that lies there is recorded.
-      this.#append(memberLine(member));
+      return adopted?.fd;
     }
-    return this.content.descriptorOf(member);
+    if (known.path !== member.path || known.sizeBytes !== member.sizeBytes) {
+      throw new DownloadError(
+        "SOURCE_CHANGED",
+        `At byte ${member.offset} of the archive there is ${member.path} now, and there was ${known.path}`,
+      );
+    }
+    return known.fd;
   }
 
   /** Notes that a chunk must not be believed after all. */

@@ -15,9 +15,9 @@ import type {
 import { sniffArchive, unpackArchive, unpackTar } from "../platform/archive.ts";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { allocatedBytes, freeSpace } from "../platform/files.ts";
-import { followContent, treePathIn } from "./content.ts";
+import { treePathIn } from "./content.ts";
 import { digestBehind, digestOf } from "./digest.ts";
-import { Frontier } from "./frontier.ts";
+import { Frontier, follow, readBlock } from "./frontier.ts";
 import type { PartialFolder } from "./journal.ts";
 import type { TreeExpectation } from "./verify.ts";
 import { Writeback } from "./writeback.ts";
@@ -64,7 +64,7 @@ export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFil
     return await unpackArchive(folder.dataPath, job.treePath, options);
   }
   const placed = new PlacedMembers(folder);
-  const source = followContent(folder.content, frontier, placed.standIn);
+  const source = follow(frontier, placed.blockAt);
   const files = await unpackTar(source, job.treePath, { ...options, inPlace: placed });
   placed.requireAll();
   return files;
@@ -78,7 +78,8 @@ export async function unpackAgain(job: UnpackJob): Promise<readonly UnpackedFile
   if ((await firstKind({ ...job, frontier: whole })) !== "tar") {
     return await unpackArchive(job.folder.dataPath, job.treePath, options);
   }
-  return await unpackTar(followContent(job.folder.content, whole), job.treePath, options);
+  const source = follow(whole, (start, end) => readBlock(job.folder.content, start, end));
+  return await unpackTar(source, job.treePath, options);
 }
 
 /** Unpacks a tar as it comes, without keeping it. */
@@ -125,8 +126,8 @@ function byteLimits(
 
 /** The large members, which whoever receives the tar writes to their places. */
 class PlacedMembers implements InPlace {
-  /** Never read, only measured. */
-  readonly standIn = Buffer.alloc(STAND_IN_BYTES);
+  /** Never looked into, only measured. */
+  readonly #standIn = Buffer.alloc(STAND_IN_BYTES);
   readonly #folder: PartialFolder;
   readonly #seen = new Set<number>();
 
@@ -134,8 +135,16 @@ class PlacedMembers implements InPlace {
     this.#folder = folder;
   }
 
+  readonly blockAt = (start: number, end: number): Uint8Array => {
+    const { content } = this.#folder;
+    const { inPlace, length } = content.stretchAt(start, end);
+    return inPlace
+      ? this.#standIn.subarray(0, Math.min(length, STAND_IN_BYTES))
+      : readBlock(content, start, start + length);
+  };
+
   isStandIn(block: Uint8Array): boolean {
-    return block.buffer === this.standIn.buffer;
+    return block.buffer === this.#standIn.buffer;
   }
 
   adopt(member: Parameters<InPlace["adopt"]>[0]): number | undefined {
