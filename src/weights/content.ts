@@ -163,13 +163,12 @@ export class PartialContent implements Readable, Disposable {
     return adopted;
   }
 
-  /** A member that an earlier process adopted; false when its file has gone. */
-  restore(member: Member): boolean {
+  /** A member that an earlier process adopted. Its chunks have no place when its file has gone. */
+  restore(member: Member): void {
     try {
       this.#members.push(this.#open(member, "r+"));
-      return true;
     } catch {
-      return false;
+      // They come again.
     }
   }
 

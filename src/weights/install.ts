@@ -61,9 +61,7 @@ import { DEFAULT_TUNING } from "./tuning.ts";
 import {
   contentText,
   memberExpectation,
-  secondTreePathIn,
   sweepTree,
-  unpackAgain,
   unpackBehind,
   unpackStream,
   wantedMember,
@@ -777,14 +775,15 @@ export class Installer {
       signal: ending.signal,
     };
     const unpacking = unpackBehind(unpackJob);
-    unpacking.catch(cancel);
+    // What was made of bytes that turned out wrong says nothing of the archive.
+    unpacking.catch(() => frontier.isTainted || cancel());
     try {
       // The download's own error says more than the follower's, which is the same or "called off".
       const [downloaded, unpacked] = await Promise.allSettled([downloading, unpacking]);
       if (downloaded.status === "rejected" && !isAbort(downloaded.reason)) {
         throw downloaded.reason;
       }
-      if (unpacked.status === "rejected") {
+      if (unpacked.status === "rejected" && !frontier.isTainted) {
         throw unpacked.reason;
       }
       if (downloaded.status === "rejected") {
@@ -792,11 +791,11 @@ export class Installer {
       }
       requireDigest(job, downloaded.value.sha256, sha256);
       progress.phase("unpacking");
-      if (!frontier.isTainted) {
-        return await this.#publishArchive(run, source, treePath, unpacked.value);
-      }
-      const again = { ...unpackJob, treePath: secondTreePathIn(folder.path) };
-      return await this.#publishArchive(run, source, again.treePath, await unpackAgain(again));
+      const files =
+        unpacked.status === "rejected" || frontier.isTainted
+          ? await unpackBehind({ ...unpackJob, frontier: Frontier.of(downloaded.value.sizeBytes) })
+          : unpacked.value;
+      return await this.#publishArchive(run, source, treePath, files);
     } finally {
       run.signal.removeEventListener("abort", cancel);
       sweepTree(folder);

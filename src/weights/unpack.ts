@@ -54,32 +54,25 @@ const MAX_RATIO = 20;
 /** Text compresses better than weights; small archives may be mostly text. */
 const ALWAYS_ALLOWED_BYTES = 1024 * 1024 * 1024;
 
-/** Unpacks a growing archive into its folder's tree. */
+/**
+ * Unpacks a growing archive into its folder's tree. May be done again: what is in place stays.
+ * @throws DownloadError SOURCE_CHANGED when what an earlier time found in it is not in it any more
+ */
 export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFile[]> {
-  const { folder, frontier } = job;
+  const { folder, frontier, treePath } = job;
   sweepTree(folder);
   const options = prepare(job, memberPaths(folder));
-  if ((await firstKind(job)) !== "tar") {
+  const inPlace = new PlacedMembers(folder);
+  let files: readonly UnpackedFile[];
+  if ((await firstKind(job)) === "tar") {
+    const source = follow(frontier, inPlace.blockAt);
+    files = await unpackTar(source, treePath, { ...options, inPlace });
+  } else {
     await untilWhole(frontier);
-    return await unpackArchive(folder.dataPath, job.treePath, options);
+    files = await unpackArchive(folder.dataPath, treePath, options);
   }
-  const placed = new PlacedMembers(folder);
-  const source = follow(frontier, placed.blockAt);
-  const files = await unpackTar(source, job.treePath, { ...options, inPlace: placed });
-  placed.requireAll();
+  inPlace.requireAll();
   return files;
-}
-
-/** Unpacks an archive that is whole now into another tree, whatever was read of it before. */
-export async function unpackAgain(job: UnpackJob): Promise<readonly UnpackedFile[]> {
-  rmSync(job.treePath, { recursive: true, force: true });
-  const options = prepare(job);
-  const whole = Frontier.of(job.folder.content.sizeBytes);
-  if ((await firstKind({ ...job, frontier: whole })) !== "tar") {
-    return await unpackArchive(job.folder.dataPath, job.treePath, options);
-  }
-  const source = follow(whole, (start, end) => readBlock(job.folder.content, start, end));
-  return await unpackTar(source, job.treePath, options);
 }
 
 /** Unpacks a tar as it comes, without keeping it. */
@@ -152,7 +145,7 @@ class PlacedMembers implements InPlace {
     return this.#folder.adopt(member);
   }
 
-  /** @throws DownloadError SOURCE_CHANGED when a member of an earlier start is not in this archive */
+  /** Whatever lies in the tree is published: nothing may lie there that is not of this archive. */
   requireAll(): void {
     const stray = this.#folder.content.members.find(({ offset }) => !this.#seen.has(offset));
     if (stray !== undefined) {
@@ -277,16 +270,10 @@ export function contentText(files: readonly UnpackedFile[]): string {
   return `${names.join(", ")}${more}`;
 }
 
-/** Where an archive is unpacked once more when bytes turned out wrong after they had been unpacked. */
-export function secondTreePathIn(folderPath: string): string {
-  return `${treePathIn(folderPath)}.again`;
-}
-
 /** Removes what was unpacked and can be unpacked again: all but the members whose bytes are nowhere else. */
 export function sweepTree(folder: PartialFolder): void {
   const treePath = treePathIn(folder.path);
   const kept = new Set(memberPaths(folder));
-  rmSync(secondTreePathIn(folder.path), { recursive: true, force: true });
   if (kept.size === 0 || !existsSync(treePath)) {
     rmSync(treePath, { recursive: true, force: true });
     return;

@@ -147,8 +147,13 @@ test("cut off anywhere, nothing is visible, and the next start asks only for wha
 });
 
 describe("bytes that turn out wrong after they were unpacked", () => {
+  /** The first headers still read as such. */
+  function spoilt(start: number, end: number): Buffer {
+    return Buffer.from(BYTES.subarray(start, end)).fill(7, Math.max(0, 4096 - start));
+  }
+
   /** More than the range has, and another's: once, at this position. */
-  function lieAt(position: number): Handler {
+  function lieAt(position: number, lie = spoilt): Handler {
     let told = false;
     const over = Promise.withResolvers<void>();
     return async (request, reply) => {
@@ -162,9 +167,7 @@ describe("bytes that turn out wrong after they were unpacked", () => {
         return;
       }
       told = true;
-      const wrong = Buffer.from(BYTES.subarray(start, end + 1));
-      // The header, if it is in there, still reads as one.
-      wrong.fill(7, Math.max(0, 4096 - start));
+      const wrong = lie(start, end + 1);
       reply.head(206, {
         "content-range": `bytes ${start}-${end}/${BYTES.length}`,
         etag: '"1"',
@@ -189,6 +192,19 @@ describe("bytes that turn out wrong after they were unpacked", () => {
       expectInstalled();
     });
   }
+
+  test("at the first header: what was put in place of a file that isn't there is thrown away", async () => {
+    const other = tar([{ name: "kit/other.safetensors", body: safetensors(2_000_000) }]);
+    server.on(
+      PATH,
+      lieAt(0, (start, end) => other.subarray(start, end)),
+    );
+    await using installer = quickInstaller(dir.path, {
+      tuning: { ...TUNING, startConnections: 1, connectionsPerFile: 2 },
+    });
+    expect(await codeOf(installer.install([wanted()]))).toBe("ok");
+    expectInstalled();
+  });
 });
 
 describe("an archive that is known by its hash", () => {
