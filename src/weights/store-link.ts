@@ -129,10 +129,23 @@ export function leadsTo(path: string, blob: string): boolean {
     return false;
   }
   if (entry.isSymbolicLink()) {
-    return resolve(dirname(path), readlinkSync(path)) === resolve(blob);
+    const target = targetOf(path);
+    return target !== undefined && resolve(dirname(path), target) === resolve(blob);
   }
   const there = statSync(blob, { throwIfNoEntry: false });
   return there !== undefined && there.ino === entry.ino && there.dev === entry.dev;
+}
+
+/** undefined when another process has removed or replaced the link since it was looked at. */
+function targetOf(link: string): string | undefined {
+  try {
+    return readlinkSync(link);
+  } catch (error) {
+    if (["ENOENT", "EINVAL"].includes(systemCode(error) ?? "")) {
+      return undefined;
+    }
+    throw error;
+  }
 }
 
 /** Removes a link to a blob, and nothing else. True when it was there. */

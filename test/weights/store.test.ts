@@ -22,7 +22,7 @@ import { DigestBook } from "../../src/weights/digests.ts";
 import type { InstallJob } from "../../src/weights/plan-types.ts";
 import type { StoreOptions } from "../../src/weights/store.ts";
 import { WeightStore } from "../../src/weights/store.ts";
-import { linkBlob } from "../../src/weights/store-link.ts";
+import { leadsTo, linkBlob } from "../../src/weights/store-link.ts";
 import { LocalCopies } from "../../src/weights/store-stage.ts";
 import { rejection } from "../support/app.ts";
 import { tar } from "../support/tar.ts";
@@ -399,6 +399,29 @@ describe("links", () => {
     expect(failure.code).toBe("NO_SPACE");
     expect(failure.message).toContain("prediction");
     expect([0, 1, 2].every((index) => existsSync(blob(index)))).toBe(true);
+  });
+
+  test("that another process makes and removes all the time are looked at without a fault", async () => {
+    const [blob, link] = [dir.join("blob"), dir.join("link")];
+    writeFileSync(blob, "bytes");
+    const flicker = `const { symlinkSync, unlinkSync } = require("node:fs");
+      for (;;) { symlinkSync(${JSON.stringify(blob)}, ${JSON.stringify(link)}); unlinkSync(${JSON.stringify(link)}); }`;
+    const running = Bun.spawn([process.execPath, "-e", flicker]);
+    try {
+      const seen = new Set<boolean>();
+      const until = performance.now() + 5000;
+      for (
+        let round = 0;
+        round < 50_000 || (seen.size < 2 && performance.now() < until);
+        round += 1
+      ) {
+        seen.add(leadsTo(link, blob));
+      }
+      expect(seen).toEqual(new Set([false, true]));
+    } finally {
+      running.kill("SIGKILL");
+      await running.exited;
+    }
   });
 });
 
