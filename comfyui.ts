@@ -2,7 +2,6 @@
  * `ComfyUI`: one ComfyUI and everything a workflow needs of it, method for method the original's `comfyui.py`. Each
  * method says what happens; how is in `src/workflow`, `src/weights`, `src/media` and `src/comfy`.
  */
-import { rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Engine, RunProgress, RunResult } from "./src/comfy/engine.ts";
 import { importFailures } from "./src/comfy/import-failures.ts";
@@ -20,6 +19,7 @@ import { readWorkflowSource } from "./src/media/workflow-source.ts";
 import type { Config } from "./src/platform/env.ts";
 import { readConfig } from "./src/platform/env.ts";
 import { EngineError } from "./src/platform/errors.ts";
+import { removeTree } from "./src/platform/files.ts";
 import { AddressGuard } from "./src/platform/guard.ts";
 import { HttpClient } from "./src/platform/http.ts";
 import type { JsonObject } from "./src/platform/json.ts";
@@ -339,7 +339,7 @@ export class ComfyUI implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#engine?.[Symbol.asyncDispose]();
     this.#engine = undefined;
-    rmSync(this.ownOutputs(), { recursive: true, force: true });
+    removeTree(this.ownOutputs());
     await Promise.all([
       this.weights[Symbol.asyncDispose](),
       this.#clientHttp.close(),

@@ -84,6 +84,11 @@ describe("layers", () => {
   });
 });
 
+test.each([...sources, ...ROOT_FILES])("%s removes folders with removeTree", (file) => {
+  // Bun's own goes round for ever in a folder of a network file system in which a file is open.
+  expect(readFileSync(join(ROOT, file), "utf8")).not.toMatch(/\brm(Sync)?\([^;]*recursive: true/);
+});
+
 describe("importing", () => {
   test("any module in an empty environment prints nothing, leaves nothing open and exits 0", async () => {
     const modules = [...sources, ...ROOT_FILES].filter((file) => !file.endsWith("/main.ts"));

@@ -4,12 +4,12 @@
  */
 import { randomBytes } from "node:crypto";
 import { createWriteStream } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { finished } from "node:stream/promises";
 import type { AppError } from "../platform/errors.ts";
 import { DownloadError, InputError } from "../platform/errors.ts";
-import { fileError } from "../platform/files.ts";
+import { fileError, removeTree } from "../platform/files.ts";
 import type { HttpClient } from "../platform/http.ts";
 import type { JsonObject, JsonValue } from "../platform/json.ts";
 import { Limiter } from "../platform/limit.ts";
@@ -35,7 +35,7 @@ export interface FileInputOptions {
 }
 
 /** Inputs with their files on disk; disposing of it deletes them. */
-export interface PreparedInputs extends AsyncDisposable {
+export interface PreparedInputs extends Disposable {
   readonly input: JsonObject;
 }
 
@@ -57,17 +57,16 @@ export async function prepareFiles(
 ): Promise<PreparedInputs> {
   const wanted = wantedFiles(input, schema);
   if (wanted.length === 0) {
-    return { input, [Symbol.asyncDispose]: () => Promise.resolve() };
+    return { input, [Symbol.dispose]: () => undefined };
   }
   const folder = await mkdtemp(join(options.tempDir, "cog-input-"));
-  const dispose = (): Promise<void> => rm(folder, { recursive: true, force: true });
   try {
     return {
       input: await fetchAll(input, wanted, { ...options, folder, signal }),
-      [Symbol.asyncDispose]: dispose,
+      [Symbol.dispose]: () => removeTree(folder),
     };
   } catch (error) {
-    await dispose();
+    removeTree(folder);
     throw error;
   }
 }

@@ -46,7 +46,7 @@ export async function runModel(
   ports: RunPorts,
 ): Promise<JsonValue> {
   const { signal } = prediction;
-  await using prepared = await namedAsInput(() =>
+  using prepared = await namedAsInput(() =>
     prepareFiles(request.input, ports.schema, ports.files, signal),
   );
   const input = withDefaults(prepared.input, request.kind, ports.model);

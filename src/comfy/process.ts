@@ -2,11 +2,10 @@
  * One ComfyUI process: started on a free loopback port with folders of its own, watched until it answers or dies,
  * stopped with its whole process group. What it prints is forwarded and the last lines are kept.
  */
-import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { extraPathsText } from "../models/extra-paths.ts";
 import { CanceledError, EngineError, messageOf } from "../platform/errors.ts";
-import { makeFolder, writeAtomically } from "../platform/files.ts";
+import { makeFolder, removeTree, writeAtomically } from "../platform/files.ts";
 import type { HttpClient } from "../platform/http.ts";
 import type { Logger } from "../platform/log.ts";
 import { sleep, within } from "../platform/retry.ts";
@@ -351,5 +350,5 @@ export function quote(log: readonly string[]): string {
 
 /** Removes an engine's private folders. */
 export function removeFolders(root: string): void {
-  rmSync(root, { recursive: true, force: true });
+  removeTree(root);
 }

@@ -2,11 +2,11 @@
  * The private folder of an engine, and what a killed predecessor left of its own: its folder is removed, and its
  * ComfyUI, if it still runs, ended. Who owned a folder stands in it; folders of other machines are left alone.
  */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
-import { fileError } from "../platform/files.ts";
+import { fileError, removeTree } from "../platform/files.ts";
 import { startTicks } from "../platform/process-start.ts";
 
 const PREFIX = "cog-comfyui-engine-";
@@ -40,7 +40,7 @@ export function sweepWorkFolders(workDir: string): number {
   const left = folders.map((name) => join(workDir, name)).filter(isOrphan);
   for (const root of left) {
     endEngine(root);
-    rmSync(root, { recursive: true, force: true });
+    removeTree(root);
   }
   return left.length;
 }

@@ -2,11 +2,11 @@
  * Places everything a workflow loads: the client's input file or archive, and addresses in loader inputs. The graph that
  * comes back names them as the engine sees them; files that are missing are all named at once.
  */
-import { existsSync, rmSync, statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { basename, join, posix } from "node:path";
 import { unpackArchive } from "../platform/archive.ts";
 import { AppError, CanceledError, InputError, messageOf } from "../platform/errors.ts";
-import { isInside, joinInside } from "../platform/files.ts";
+import { isInside, joinInside, removeTree } from "../platform/files.ts";
 import type { HttpClient } from "../platform/http.ts";
 import { Limiter } from "../platform/limit.ts";
 import type { Logger } from "../platform/log.ts";
@@ -124,7 +124,7 @@ class Placing implements Disposable {
 
   clearScratch(): void {
     if (this.#scratch !== undefined) {
-      rmSync(this.#scratch, { recursive: true, force: true });
+      removeTree(this.#scratch);
     }
   }
 

@@ -5,7 +5,7 @@
 import { existsSync, realpathSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { EngineError } from "../platform/errors.ts";
-import { isInside, makeFolder } from "../platform/files.ts";
+import { isInside, makeFolder, removeTree } from "../platform/files.ts";
 import type { Logger } from "../platform/log.ts";
 import { formatSize } from "../platform/size.ts";
 import type { EngineDirs, EngineFiles, ReportedFile } from "../workflow/engine-files.ts";
@@ -105,7 +105,7 @@ async function fetched(
     await engine.fetchFile(file, target, { maxBytes, signal });
   } catch (error) {
     // Those fetched before it are copies: nobody will ask for them now.
-    rmSync(folder, { recursive: true, force: true });
+    removeTree(folder);
     throw error;
   }
   return target;

@@ -3,10 +3,10 @@
  * two runs are one file under one name (ComfyUI's cache then holds), and different ones never meet. A folder goes
  * when the last run that uses it is over. Files are real files: ComfyUI refuses links that lead elsewhere.
  */
-import { copyFileSync, existsSync, linkSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import { copyFileSync, existsSync, linkSync, mkdirSync, renameSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join, posix } from "node:path";
-import { fileError, joinInside, makeFolder } from "../platform/files.ts";
+import { fileError, joinInside, makeFolder, removeTree } from "../platform/files.ts";
 import type { EngineFiles } from "../workflow/engine-files.ts";
 
 /** Enough of a sha256 that two inputs never meet by chance. */
@@ -74,7 +74,7 @@ export class InputShelf {
     }
     this.#users.delete(key);
     if (this.engine.dirs !== undefined) {
-      rmSync(join(this.engine.dirs.input, key), { recursive: true, force: true });
+      removeTree(join(this.engine.dirs.input, key));
     }
   }
 

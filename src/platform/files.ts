@@ -14,8 +14,10 @@ import {
   lstatSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readSync,
   renameSync,
+  rmdirSync,
   rmSync,
   statfsSync,
   statSync,
@@ -217,6 +219,31 @@ export function syncFile(path: string): void {
     fsyncSync(fd);
   } finally {
     closeSync(fd);
+  }
+}
+
+/**
+ * Removes a file, or a folder and what is in it; nothing there is fine. In one pass: on network file systems a file that is
+ * open somewhere keeps a name in its folder, and both stay. (Bun's recursive `rmSync` goes round for ever there.)
+ */
+export function removeTree(path: string): void {
+  const entry = entryAt(path);
+  if (entry === undefined) {
+    return;
+  }
+  try {
+    if (!entry.isDirectory()) {
+      unlinkSync(path);
+      return;
+    }
+    for (const name of readdirSync(path)) {
+      removeTree(join(path, name));
+    }
+    rmdirSync(path);
+  } catch (error) {
+    if (!["ENOENT", "ENOTEMPTY", "EEXIST", "EBUSY"].includes(systemCode(error) ?? "")) {
+      throw error;
+    }
   }
 }
 

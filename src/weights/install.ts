@@ -14,7 +14,7 @@ import {
   systemCode,
   WeightError,
 } from "../platform/errors.ts";
-import { copyFileBytes, fileAt, fileError, makeFolder } from "../platform/files.ts";
+import { copyFileBytes, fileAt, fileError, makeFolder, removeTree } from "../platform/files.ts";
 import { AddressGuard } from "../platform/guard.ts";
 import type { ProxySettings } from "../platform/http.ts";
 import { Limiter } from "../platform/limit.ts";
@@ -713,7 +713,7 @@ export class Installer {
       );
       return await this.#publishArchive(run, source, treePath, files);
     } finally {
-      rmSync(treePath, { recursive: true, force: true });
+      removeTree(treePath);
     }
   }
 

@@ -32,6 +32,7 @@ import {
   fileSystemNow,
   freeSpace,
   makeFolder,
+  removeTree,
   WRITE_BLOCK_BYTES,
   writeFully,
 } from "../platform/files.ts";
@@ -352,7 +353,7 @@ function createAttempt(home: string, rules: OwnershipRules): Claim {
     if (lockFd !== undefined) {
       closeSync(lockFd);
     }
-    rmSync(unborn, { recursive: true, force: true });
+    removeTree(unborn);
     throw fileError(error, path, "create the folder");
   }
 }
@@ -424,8 +425,8 @@ function removeAttempt({
 function removeDoomed(path: string): void {
   try {
     rmSync(dataPathIn(path), { force: true });
-    rmSync(treePathIn(path), { recursive: true, force: true });
-    rmSync(path, { recursive: true, force: true });
+    removeTree(treePathIn(path));
+    removeTree(path);
   } catch {
     // Another user's, or open elsewhere on a network file system: it is in nobody's way.
   }
@@ -613,7 +614,11 @@ async function takeOver(claim: Claim, header: Header, fresh: boolean): Promise<P
     }
     rewriteJournal(claim.path, header, { content, done });
     if (content !== old) {
-      rmSync(treePathIn(claim.path), { recursive: true, force: true });
+      if (old !== undefined) {
+        spare.delete(old);
+        old[Symbol.dispose]();
+      }
+      discardTree(claim.path);
     }
     const folder = new PartialFolder({
       path: claim.path,
@@ -632,6 +637,22 @@ async function takeOver(claim: Claim, header: Header, fresh: boolean): Promise<P
       content[Symbol.dispose]();
     }
   }
+}
+
+/**
+ * Removes what an earlier owner unpacked. Moved away first: where it still has a file open, a network file system keeps
+ * that under another name, and in the tree everything is published.
+ */
+function discardTree(folderPath: string): void {
+  const discarded = `${treePathIn(folderPath)}.old-${randomBytes(4).toString("hex")}`;
+  try {
+    renameSync(treePathIn(folderPath), discarded);
+  } catch (error) {
+    if (systemCode(error) !== "ENOENT") {
+      throw error;
+    }
+  }
+  removeTree(discarded);
 }
 
 function isSameObject(known: Header, wanted: Header): boolean {

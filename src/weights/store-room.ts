@@ -9,7 +9,7 @@ import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:
 import { join } from "node:path";
 import { z } from "zod";
 import { DownloadError } from "../platform/errors.ts";
-import { freeSpace } from "../platform/files.ts";
+import { freeSpace, removeTree } from "../platform/files.ts";
 import type { Logger } from "../platform/log.ts";
 import { sleep } from "../platform/retry.ts";
 import { formatSize } from "../platform/size.ts";
@@ -345,7 +345,7 @@ export class StoreRoom {
         onUnlinked?.(path);
       }
     }
-    rmSync(linksFolder(root, sha256), { recursive: true, force: true });
+    removeTree(linksFolder(root, sha256));
   }
 
   linksOf(sha256: string): string[] {
@@ -399,7 +399,7 @@ export class StoreRoom {
     for (const { path, size, isStale } of this.#junk()) {
       if (isStale) {
         bytes += size;
-        rmSync(path, { recursive: true, force: true });
+        removeTree(path);
       }
     }
     this.#removeLinksToNothing();

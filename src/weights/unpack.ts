@@ -14,7 +14,7 @@ import type {
 } from "../platform/archive.ts";
 import { sniffArchive, unpackArchive, unpackTar } from "../platform/archive.ts";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
-import { allocatedBytes, freeSpace } from "../platform/files.ts";
+import { allocatedBytes, freeSpace, removeTree } from "../platform/files.ts";
 import { treePathIn } from "./content.ts";
 import { digestBehind, digestOf } from "./digest.ts";
 import { Frontier, follow, readBlock } from "./frontier.ts";
@@ -77,7 +77,7 @@ export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFil
 
 /** Unpacks a tar as it comes, without keeping it. */
 export async function unpackStream(job: StreamJob): Promise<readonly UnpackedFile[]> {
-  rmSync(job.treePath, { recursive: true, force: true });
+  removeTree(job.treePath);
   const options = prepare(job);
   return await unpackTar(seen(job.body, job.see), job.treePath, options);
 }
@@ -275,7 +275,7 @@ export function sweepTree(folder: PartialFolder): void {
   const treePath = treePathIn(folder.path);
   const kept = new Set(memberPaths(folder));
   if (kept.size === 0 || !existsSync(treePath)) {
-    rmSync(treePath, { recursive: true, force: true });
+    removeTree(treePath);
     return;
   }
   for (const entry of readdirSync(treePath, { recursive: true, withFileTypes: true })) {

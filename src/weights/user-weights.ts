@@ -3,7 +3,7 @@
  * `models/checkpoints/x`, `checkpoints/x` and what the original's `train` packs; the `weights.json` inside is handed
  * back. An archive that was unpacked before and is unchanged costs one small request, or none when it is a file.
  */
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, renameSync, statSync } from "node:fs";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { z } from "zod";
@@ -11,7 +11,7 @@ import { CATEGORIES, looksLikeWeight } from "../models/categories.ts";
 import type { UnpackedFile } from "../platform/archive.ts";
 import { unpackArchive } from "../platform/archive.ts";
 import { ConfigError, DownloadError } from "../platform/errors.ts";
-import { fileAt, freeSpace, makeFolder, writeAtomically } from "../platform/files.ts";
+import { fileAt, freeSpace, makeFolder, removeTree, writeAtomically } from "../platform/files.ts";
 import type { Logger } from "../platform/log.ts";
 import { silentLogger } from "../platform/log.ts";
 import { bareUrl } from "../platform/redact.ts";
@@ -240,7 +240,7 @@ interface UnpackContext extends Context {
 async function unpackInto(context: UnpackContext): Promise<UserWeights> {
   const { options, log, root, label, archive } = context;
   const staging = join(root, `unpack-${partialKey(label)}`);
-  rmSync(staging, { recursive: true, force: true });
+  removeTree(staging);
   makeFolder(join(staging, "tree"));
   try {
     const space = freeSpace(root).freeBytes - (options.minFreeBytes ?? 0);
@@ -277,7 +277,7 @@ async function unpackInto(context: UnpackContext): Promise<UserWeights> {
     }
     return result;
   } finally {
-    rmSync(staging, { recursive: true, force: true });
+    removeTree(staging);
   }
 }
 

@@ -47,7 +47,7 @@ describe("file inputs", () => {
     expect(basename(local)).toMatch(/^tmp[a-z0-9_]{8}/);
     expect(basename(local).slice("tmp????????".length)).toBe(name);
     expect(readFileSync(local, "utf8")).toBe("bytes");
-    await files[Symbol.asyncDispose]();
+    files[Symbol.dispose]();
     expect(existsSync(dirname(local))).toBe(false);
   });
 

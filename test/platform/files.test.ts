@@ -1,10 +1,10 @@
-/** Reading a file in blocks: what is asked for, opened no earlier than that, and closed whatever happens. */
+/** Reading a file in blocks: what is asked for, opened no earlier than that, and closed whatever happens. Removing trees. */
 import { describe, expect, test } from "bun:test";
-import { readdirSync, readlinkSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import { AppError } from "../../src/platform/errors.ts";
 import type { BlockRange } from "../../src/platform/files.ts";
-import { fileBlocks } from "../../src/platform/files.ts";
+import { fileBlocks, removeTree } from "../../src/platform/files.ts";
 import { tempDir } from "../support/temp-dir.ts";
 
 async function textOf(path: string, range: BlockRange = {}): Promise<string> {
@@ -62,5 +62,20 @@ describe("the blocks of a file", () => {
     expect(isOpen(path)).toBe(false);
     await expect(textOf(dir.path)).rejects.toMatchObject({ code: "IO_ERROR" });
     expect(isOpen(dir.path)).toBe(false);
+  });
+});
+
+describe("removing a tree", () => {
+  test("takes everything below it, follows no link, and minds nothing that isn't there", () => {
+    using dir = tempDir({ "tree/a/b/c": "1", "tree/d": "2", "outside/e": "3" });
+    mkdirSync(dir.join("tree/empty"));
+    symlinkSync(dir.join("outside"), dir.join("tree/a/link"));
+    symlinkSync("/nowhere", dir.join("tree/dangling"));
+    removeTree(dir.join("tree"));
+    removeTree(dir.join("tree"));
+    expect(readdirSync(dir.path)).toEqual(["outside"]);
+    expect(readFileSync(dir.join("outside/e"), "utf8")).toBe("3");
+    removeTree(dir.join("outside/e"));
+    expect(readdirSync(dir.join("outside"))).toEqual([]);
   });
 });

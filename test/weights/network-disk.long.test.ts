@@ -4,8 +4,19 @@
  * and times on it are not to be trusted.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { lstatSync, mkdirSync, readdirSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+} from "node:fs";
+import { removeTree } from "../../src/platform/files.ts";
+import { listPartials } from "../../src/weights/journal.ts";
 import { StoreProcess } from "../support/store-process.ts";
+import { tar } from "../support/tar.ts";
 import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
 import { file, isFetch, WeightServer } from "../support/weight-server.ts";
@@ -140,5 +151,55 @@ if (reason !== undefined) {
       },
       SOONER_THAN_SILENCE_MS,
     );
+
+    test(
+      "a tar that is cut goes on, though its members were being written to their places",
+      async () => {
+        const models = fresh();
+        const bytes = tar([
+          { name: "kit/w.safetensors", body: BODY },
+          { name: "kit/v.safetensors", body: BODY },
+        ]);
+        using server = await WeightServer.start();
+        server.on("/w.tar", file(bytes, { bytesPerSecond: 500_000 }));
+        const wanted = job(`${models}/diffusers`, server.url("/w.tar"), {
+          name: "kit",
+          unpack: "tar",
+        });
+        await using installer = quickInstaller(models);
+        for (const enough of [2_500_000, 4_500_000]) {
+          const ending = new AbortController();
+          const run = installer.install([wanted], {
+            signal: ending.signal,
+            onProgress: ({ doneBytes }) => doneBytes > enough && ending.abort(),
+          });
+          await expect(run).rejects.toMatchObject({ code: "CANCELED" });
+          const [left] = listPartials([models]);
+          expect(readFileSync(`${left?.path}/journal`, "utf8")).toMatch(/^d /m);
+        }
+        server.on("/w.tar", file(bytes));
+        const before = server.requests.length;
+        await installer.install([wanted]);
+        expect(server.askedBytes("/w.tar", before)).toBeLessThan(bytes.length - 3_000_000);
+        for (const name of ["w", "v"]) {
+          expect(sha256File(`${models}/diffusers/kit/${name}.safetensors`)).toBe(SHA);
+        }
+        expect(litter(models)).toEqual([]);
+        expect(listPartials([models])).toEqual([]);
+      },
+      SOONER_THAN_SILENCE_MS,
+    );
+
+    test("a folder in which a file is open is left, not removed for ever", () => {
+      const folder = `${fresh()}/tree`;
+      mkdirSync(folder);
+      const fd = openSync(`${folder}/open`, "w");
+      removeTree(folder);
+      // Where the file system lets go of the name, the folder has gone; here it keeps one.
+      expect(readdirSync(folder)).toHaveLength(1);
+      closeSync(fd);
+      removeTree(folder);
+      expect(existsSync(folder)).toBe(false);
+    });
   });
 }

@@ -1,5 +1,6 @@
 /** Puts an embedded engine together from its arguments and starts it: in this process, or as `main.ts` in one of its own. */
-import { mkdirSync, rmSync } from "node:fs";
+import { mkdirSync } from "node:fs";
+import { removeTree } from "../../platform/files.ts";
 import type { Logger } from "../../platform/log.ts";
 import { createLogger } from "../../platform/log.ts";
 import type { EngineArguments } from "./arguments.ts";
@@ -34,7 +35,7 @@ export function startEmbedded(options: StartOptions): EmbeddedServer {
   const settings = parseArguments(options.argv, options.cwd);
   const logs = new LogRing();
   const log = createLog(settings, logs, options);
-  rmSync(settings.temp, { recursive: true, force: true });
+  removeTree(settings.temp);
   for (const dir of [settings.input, settings.output, settings.temp]) {
     mkdirSync(dir, { recursive: true });
   }
@@ -64,7 +65,7 @@ export function startEmbedded(options: StartOptions): EmbeddedServer {
     port: server.port,
     stop: async () => {
       await server.stop();
-      rmSync(settings.temp, { recursive: true, force: true });
+      removeTree(settings.temp);
     },
   };
 }
