@@ -1,6 +1,7 @@
 /** Small real weights, and an installer whose deadlines are short. */
 import { createHash, randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { AppError } from "../../src/platform/errors.ts";
 import { AddressGuard } from "../../src/platform/guard.ts";
 import type { InstallerOptions } from "../../src/weights/install.ts";
 import { Installer } from "../../src/weights/install.ts";
@@ -23,6 +24,19 @@ export function sha256(bytes: Uint8Array): string {
 
 export function sha256File(path: string): string {
   return sha256(readFileSync(path));
+}
+
+/** How a run ended: `ok`, or the code of its error. What is none of ours is thrown on. */
+export async function codeOf(run: Promise<unknown>): Promise<string> {
+  try {
+    await run;
+    return "ok";
+  } catch (error) {
+    if (error instanceof AppError) {
+      return error.code;
+    }
+    throw error;
+  }
 }
 
 /** Everything that waits, shortened. */

@@ -11,7 +11,6 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
-import { AppError } from "../../src/platform/errors.ts";
 import { listPartials, partialState } from "../../src/weights/journal.ts";
 import type { InstallJob } from "../../src/weights/plan-types.ts";
 import { canMount, fillDisk, smallDisk } from "../support/small-disk.ts";
@@ -20,7 +19,15 @@ import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
 import type { Handler } from "../support/weight-server.ts";
 import { file, isFetch, WeightServer, when } from "../support/weight-server.ts";
-import { job, QUICK, quickInstaller, safetensors, sha256, sha256File } from "../support/weights.ts";
+import {
+  codeOf,
+  job,
+  QUICK,
+  quickInstaller,
+  safetensors,
+  sha256,
+  sha256File,
+} from "../support/weights.ts";
 
 const PATH = "/x.tar";
 const CHUNK = 16 * 1024;
@@ -72,18 +79,6 @@ function expectInstalled(root = dir.path): void {
     expect(sha256File(join(root, "diffusers", name))).toBe(sha256(body ?? Buffer.alloc(0)));
   }
   expect(listPartials([root])).toEqual([]);
-}
-
-async function codeOf(run: Promise<unknown>): Promise<string> {
-  try {
-    await run;
-    return "ok";
-  } catch (error) {
-    if (error instanceof AppError) {
-      return error.code;
-    }
-    throw error;
-  }
 }
 
 /** Serves no range that reaches beyond this byte. */

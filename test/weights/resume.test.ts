@@ -16,7 +16,6 @@ import {
 } from "node:fs";
 import { basename, join } from "node:path";
 import { crc32 } from "node:zlib";
-import { AppError } from "../../src/platform/errors.ts";
 import type { OwnershipRules, PartialFolder } from "../../src/weights/journal.ts";
 import {
   listPartials,
@@ -31,7 +30,14 @@ import { tar } from "../support/tar.ts";
 import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
 import { file, isFetch, WeightServer, when } from "../support/weight-server.ts";
-import { job, quickInstaller, safetensors, sha256, sha256File } from "../support/weights.ts";
+import {
+  codeOf,
+  job,
+  quickInstaller,
+  safetensors,
+  sha256,
+  sha256File,
+} from "../support/weights.ts";
 
 const BODY = safetensors(3_000_000);
 const SHA = sha256(BODY);
@@ -60,18 +66,6 @@ function child(url = server.url(PATH)): Bun.Subprocess<"ignore", "pipe", "pipe">
     stdout: "pipe",
     stderr: "pipe",
   });
-}
-
-async function codeOf(run: Promise<unknown>): Promise<string> {
-  try {
-    await run;
-    return "ok";
-  } catch (error) {
-    if (error instanceof AppError) {
-      return error.code;
-    }
-    throw error;
-  }
 }
 
 /** Leaves a partial file with everything up to `stopAt`. */

@@ -9,7 +9,6 @@ import {
 } from "node:fs";
 import { dirname } from "node:path";
 import { gzipSync } from "node:zlib";
-import { AppError } from "../../src/platform/errors.ts";
 import { createLogger } from "../../src/platform/log.ts";
 import type { UserWeights } from "../../src/weights/user-weights.ts";
 import { installUserWeights } from "../../src/weights/user-weights.ts";
@@ -17,7 +16,7 @@ import { tar } from "../support/tar.ts";
 import type { TempDir } from "../support/temp-dir.ts";
 import { tempDir } from "../support/temp-dir.ts";
 import { file, WeightServer } from "../support/weight-server.ts";
-import { quickInstaller, safetensors } from "../support/weights.ts";
+import { codeOf, quickInstaller, safetensors } from "../support/weights.ts";
 
 const LORA = safetensors(2000);
 const VAE = safetensors(3000);
@@ -51,15 +50,6 @@ function tree(): string[] {
     .filter((entry) => entry.isFile() && !entry.parentPath.includes(".cog-partial"))
     .map((entry) => `${entry.parentPath}/${entry.name}`.slice(dir.join("models").length + 1))
     .toSorted();
-}
-
-async function codeOf(run: Promise<unknown>): Promise<string> {
-  try {
-    await run;
-    return "ok";
-  } catch (error) {
-    return error instanceof AppError ? error.code : "not ours";
-  }
 }
 
 describe("the tree of an archive is kept", () => {
