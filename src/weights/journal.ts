@@ -805,6 +805,8 @@ export interface PartialState {
   readonly updatedAt: Date;
   /** What it takes on the disk by now: reserved space counts too. */
   readonly allocatedBytes: number;
+  /** How much of that is in the files of a tar's members, which need no room again when they are unpacked. */
+  readonly placedBytes: number;
   readonly path: string;
 }
 
@@ -820,6 +822,9 @@ function summarise(path: string): PartialState | undefined {
     (sum, index) => sum + Math.min(header.chunk, header.sizeBytes - index * header.chunk),
     0,
   );
+  const placedBytes = members
+    .map((member) => allocatedBytes(join(treePathIn(path), member.path)))
+    .reduce((sum, bytes) => sum + bytes, 0);
   return {
     name: header.name,
     destination: header.destination,
@@ -827,9 +832,8 @@ function summarise(path: string): PartialState | undefined {
     doneBytes,
     source: header.url,
     updatedAt,
-    allocatedBytes: [dataPathIn(path), ...members.map((one) => join(treePathIn(path), one.path))]
-      .map(allocatedBytes)
-      .reduce((sum, bytes) => sum + bytes, 0),
+    allocatedBytes: allocatedBytes(dataPathIn(path)) + placedBytes,
+    placedBytes,
     path,
   };
 }

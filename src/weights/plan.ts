@@ -37,6 +37,8 @@ export interface DestinationFacts {
   /** Of an earlier attempt. */
   readonly resumedBytes: number;
   readonly allocatedBytes: number;
+  /** The part of `allocatedBytes` that is unpacked already. */
+  readonly placedBytes: number;
 }
 
 export interface PlanFacts {
@@ -234,12 +236,9 @@ function needOf(
     }
     const bytes = step.bytes ?? 0;
     if (step.isArchive) {
-      // The tar lies there until its content is published; its content is about as long. What a start before this one
-      // left is of either: large members are written to their own files at once.
-      const tarBytes = step.isStreamed ? 0 : Math.max(0, bytes - there.allocatedBytes);
-      const unpackedBytes = Math.max(0, there.allocatedBytes - bytes);
-      archives.push(tarBytes);
-      peakBytes += Math.max(0, (step.job.sizeBytes ?? bytes) - unpackedBytes);
+      // The tar lies there until its content is published; its content is about as long.
+      archives.push(step.isStreamed ? 0 : Math.max(0, bytes - there.allocatedBytes));
+      peakBytes += Math.max(0, (step.job.sizeBytes ?? bytes) - there.placedBytes);
     } else {
       peakBytes += Math.max(0, bytes - there.allocatedBytes);
     }
@@ -275,6 +274,7 @@ export function gatherFacts(
       presentBytes: file === undefined ? 0 : (fileAt(file)?.size ?? 0),
       resumedBytes: partial?.doneBytes ?? 0,
       allocatedBytes: partial?.allocatedBytes ?? 0,
+      placedBytes: partial?.placedBytes ?? 0,
     });
   }
   return { destinations, sources, fileSystems: [...fileSystems.values()] };
