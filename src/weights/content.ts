@@ -20,7 +20,8 @@ import type { Span } from "./segments.ts";
 
 /** Bytes that lie together in one file. */
 export interface Stretch {
-  readonly path: string;
+  /** Open for as long as whoever told of it says. */
+  readonly fd: number;
   /** Where in that file they begin. */
   readonly offset: number;
   readonly length: number;
@@ -39,7 +40,6 @@ export interface Member {
 
 /** A member whose chunks go into its own file. */
 export interface AdoptedMember extends Member {
-  readonly file: string;
   /** Open for reading and writing until the content is disposed of. */
   readonly fd: number;
 }
@@ -133,7 +133,7 @@ export class PartialContent implements Readable, Disposable {
   stretchAt(position: number, end: number): Stretch {
     const run = this.#runAt(position, end);
     return {
-      path: run.member?.file ?? this.path,
+      fd: run.member?.fd ?? this.fd,
       offset: position - (run.member?.offset ?? 0),
       length: run.end - position,
       inPlace: run.member !== undefined,
@@ -200,7 +200,7 @@ export class PartialContent implements Readable, Disposable {
     const file = joinInside(treePathIn(this.#folderPath), member.path);
     try {
       makeFolder(dirname(file));
-      return { ...member, file, fd: openSync(file, flags, 0o644) };
+      return { ...member, fd: openSync(file, flags, 0o644) };
     } catch (error) {
       throw fileError(error, file, "unpack");
     }

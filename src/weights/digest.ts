@@ -2,10 +2,12 @@
  * SHA-256 of a file while it is still growing: in this thread for small files, in a worker for large ones, which
  * hides the cost up to about 1 GB/s (downloader.md B.4).
  */
+import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
 import { PROJECT_ROOT } from "../platform/project-root.ts";
 import type { PartialContent, Stretch } from "./content.ts";
+import type { Told } from "./digest-worker.ts";
 import { Frontier, follow, followFile, readBlock } from "./frontier.ts";
 
 /** Below this a worker's start costs more than it saves. */
@@ -52,9 +54,30 @@ async function digestHere(
 }
 
 async function digestInWorker(file: string | PartialContent, frontier: Frontier): Promise<string> {
+  if (typeof file !== "string") {
+    return await digestStretches((start, end) => file.stretchAt(start, end), frontier, file.path);
+  }
+  const fd = openSync(file, "r");
+  try {
+    const stretchAt = (start: number, end: number): Stretch => ({
+      fd,
+      offset: start,
+      length: end - start,
+      inPlace: true,
+    });
+    return await digestStretches(stretchAt, frontier, file);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+async function digestStretches(
+  stretchAt: (start: number, end: number) => Stretch,
+  frontier: Frontier,
+  label: string,
+): Promise<string> {
   const worker = new Worker(join(PROJECT_ROOT, "src/weights/digest-worker.ts"));
   worker.unref();
-  const label = typeof file === "string" ? file : file.path;
   const answer = new Promise<string>((resolve, reject) => {
     worker.onmessage = (event: MessageEvent<unknown>) => {
       if (typeof event.data === "string") {
@@ -68,21 +91,16 @@ async function digestInWorker(file: string | PartialContent, frontier: Frontier)
     };
   });
   answer.catch(() => undefined);
+  const tell = (told: Told): void => worker.postMessage(told);
   try {
     for (let at = 0; await frontier.beyond(at); ) {
-      const stretch = stretchOf(file, at, frontier.position);
-      worker.postMessage({ stretch });
+      const stretch = stretchAt(at, frontier.position);
+      tell(stretch);
       at += stretch.length;
     }
-    worker.postMessage({ end: true });
+    tell("end");
     return await answer;
   } finally {
     worker.terminate();
   }
-}
-
-function stretchOf(file: string | PartialContent, start: number, end: number): Stretch {
-  return typeof file === "string"
-    ? { path: file, offset: start, length: end - start, inPlace: true }
-    : file.stretchAt(start, end);
 }

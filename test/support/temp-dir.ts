@@ -1,7 +1,8 @@
 /** A disposable folder with a tree of files in it. */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { removeTree } from "../../src/platform/files.ts";
 
 export type Tree = Readonly<Record<string, string | Uint8Array>>;
 
@@ -21,6 +22,6 @@ export function tempDir(tree: Tree = {}): TempDir {
   return {
     path,
     join: (...parts) => join(path, ...parts),
-    [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }),
+    [Symbol.dispose]: () => removeTree(path),
   };
 }

@@ -338,3 +338,36 @@ test.skipIf(!canMount())(
     expectInstalled(disk);
   },
 );
+
+test.skipIf(process.platform !== "linux")(
+  "a large download that is called off leaves nothing open, neither its own nor its digest's",
+  async () => {
+    const body = safetensors(70_000_000);
+    server.on("/w.safetensors", file(body, { bytesPerSecond: 20_000_000 }));
+    server.on(PATH, file(tar([{ name: "w.safetensors", body }]), { bytesPerSecond: 20_000_000 }));
+    await using installer = quickInstaller(dir.path, {
+      tuning: { ...QUICK, chunkBytes: 1024 * 1024 },
+    });
+    const jobs = [
+      job(dir.join("loras/w.safetensors"), server.url("/w.safetensors")),
+      wanted(dir.path, { name: "w.safetensors", sha256: sha256(body) }),
+    ];
+    for (const one of jobs) {
+      const ending = new AbortController();
+      const run = installer.install([one], {
+        signal: ending.signal,
+        onProgress: ({ doneBytes }) => doneBytes > 30_000_000 && ending.abort(),
+      });
+      expect(await codeOf(run)).toBe("CANCELED");
+      await Bun.sleep(100);
+      expect(openBelow(dir.path)).toEqual([]);
+    }
+  },
+);
+
+/** Files below a folder that this process has open. */
+function openBelow(folder: string): string[] {
+  return readdirSync("/proc/self/fd")
+    .map((fd) => linkAt(`/proc/self/fd/${fd}`))
+    .filter((path) => path.startsWith(folder));
+}
