@@ -49,18 +49,21 @@ export interface FileFollower {
   cancel(): void;
 }
 
+/** A file in a tar. */
+export interface ArchiveMember {
+  /** Below the folder that the tar is unpacked into, with `/`. */
+  readonly path: string;
+  /** Of its first byte in the tar. */
+  readonly offset: number;
+  readonly sizeBytes: number;
+}
+
 /** Of a tar whose large members are written to where they belong by whoever receives it. */
 export interface InPlace {
   /** Stands in the stream for bytes that are where they belong already. */
   isStandIn(block: Uint8Array): boolean;
   /** Asked when a file begins. Its open descriptor, which stays the giver's; undefined to have the file made here. */
-  adopt(member: {
-    /** Relative to the root, with `/`. */
-    readonly path: string;
-    /** Of its first byte in the tar. */
-    readonly offset: number;
-    readonly sizeBytes: number;
-  }): number | undefined;
+  adopt(member: ArchiveMember): number | undefined;
 }
 
 export interface UnpackOptions {

@@ -8,9 +8,14 @@ import { join, posix } from "node:path";
 import type { TarMember } from "../platform/archive.ts";
 import { packTar } from "../platform/archive.ts";
 import { DownloadError } from "../platform/errors.ts";
-import { fileError, makeFolder, writeAtomically, writeFully } from "../platform/files.ts";
+import {
+  fileBlocks,
+  fileError,
+  makeFolder,
+  writeAtomically,
+  writeFully,
+} from "../platform/files.ts";
 import { BAKED_FOLDER, BAKED_TIME_MS } from "./baked.ts";
-import { Frontier, followFile } from "./frontier.ts";
 
 /** A file to bake. */
 export interface BakeFile {
@@ -156,7 +161,7 @@ async function* bytesOf(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
 /** The bytes of a file, compared on the way: a layer states its digests, and is believed. */
 async function* checked(file: BakeFile): AsyncGenerator<Uint8Array> {
   const hasher = new Bun.CryptoHasher("sha256");
-  for await (const block of followFile(file.file, Frontier.of(file.size))) {
+  for await (const block of fileBlocks(file.file, { end: file.size })) {
     hasher.update(block);
     yield block;
   }

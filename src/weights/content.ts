@@ -6,7 +6,9 @@
 import { closeSync, openSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { crc32 } from "node:zlib";
+import type { ArchiveMember } from "../platform/archive.ts";
 import {
+  allocatedBytes,
   fileError,
   joinInside,
   makeFolder,
@@ -17,29 +19,25 @@ import {
 import { release, reserve } from "../platform/native.ts";
 import type { Readable } from "./frontier.ts";
 import type { Span } from "./segments.ts";
+import { merged } from "./segments.ts";
 
 /** Bytes that lie together in one file. */
 export interface Stretch {
-  /** Open for as long as whoever told of it says. */
+  /** Open for as long as what told of it. */
   readonly fd: number;
   /** Where in that file they begin. */
   readonly offset: number;
   readonly length: number;
+}
+
+/** Of a growing tar. */
+export interface ContentStretch extends Stretch {
   /** True when they are where the unpacked file wants them. */
   readonly inPlace: boolean;
 }
 
-/** A file of a tar. */
-export interface Member {
-  /** Below the folder that the tar is unpacked into, with `/`. */
-  readonly path: string;
-  /** Of its first byte in the tar. */
-  readonly offset: number;
-  readonly sizeBytes: number;
-}
-
 /** A member whose chunks go into its own file. */
-export interface AdoptedMember extends Member {
+export interface AdoptedMember extends ArchiveMember {
   /** Open for reading and writing until the content is disposed of. */
   readonly fd: number;
 }
@@ -60,6 +58,41 @@ export function treePathIn(folderPath: string): string {
 
 export function dataPathIn(folderPath: string): string {
   return join(folderPath, DATA);
+}
+
+/** @throws InputError when its name leads out of the tree */
+export function memberPathIn(folderPath: string, { path }: ArchiveMember): string {
+  return joinInside(treePathIn(folderPath), path);
+}
+
+/** What the files of these members take on the disk by now. */
+export function placedBytesIn(folderPath: string, members: readonly ArchiveMember[]): number {
+  return members
+    .map((member) => allocatedBytes(memberPathIn(folderPath, member)))
+    .reduce((sum, bytes) => sum + bytes, 0);
+}
+
+/** A file that lies in one piece, open for reading. */
+export class WholeFile implements Readable, Disposable {
+  readonly path: string;
+  readonly #fd: number;
+
+  constructor(path: string) {
+    this.path = path;
+    this.#fd = openSync(path, "r");
+  }
+
+  read(into: Uint8Array, position: number): number {
+    return readFully(this.#fd, into, position);
+  }
+
+  stretchAt(position: number, end: number): Stretch {
+    return { fd: this.#fd, offset: position, length: end - position };
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#fd);
+  }
 }
 
 export class PartialContent implements Readable, Disposable {
@@ -130,7 +163,7 @@ export class PartialContent implements Readable, Disposable {
   }
 
   /** Where the bytes from `position` on lie, as far as they lie together and before `end`. */
-  stretchAt(position: number, end: number): Stretch {
+  stretchAt(position: number, end: number): ContentStretch {
     const run = this.#runAt(position, end);
     return {
       fd: run.member?.fd ?? this.fd,
@@ -144,7 +177,7 @@ export class PartialContent implements Readable, Disposable {
    * From now on chunks of the member that have no place yet go into its own file; what came before is for the caller to
    * put there. undefined when that is not worth it.
    */
-  adopt(member: Member): AdoptedMember | undefined {
+  adopt(member: ArchiveMember): AdoptedMember | undefined {
     const chunks = this.#freeChunks(member);
     if (
       this.#members.length >= MAX_MEMBERS ||
@@ -155,7 +188,11 @@ export class PartialContent implements Readable, Disposable {
     }
     const adopted = this.#open(member, "w+");
     // What was set aside for these chunks in `data` is given to the file they go to instead.
-    for (const { start, end } of spansOf(chunks, this.#chunkBytes)) {
+    const spans = chunks.map((index) => ({
+      start: index * this.#chunkBytes,
+      end: (index + 1) * this.#chunkBytes,
+    }));
+    for (const { start, end } of merged(spans)) {
       release(this.fd, start, end - start);
     }
     reserve(adopted.fd, member.sizeBytes);
@@ -164,7 +201,7 @@ export class PartialContent implements Readable, Disposable {
   }
 
   /** A member that an earlier process adopted. Its chunks have no place when its file has gone. */
-  restore(member: Member): void {
+  restore(member: ArchiveMember): void {
     try {
       this.#members.push(this.#open(member, "r+"));
     } catch {
@@ -196,8 +233,8 @@ export class PartialContent implements Readable, Disposable {
     }
   }
 
-  #open(member: Member, flags: "w+" | "r+"): AdoptedMember {
-    const file = joinInside(treePathIn(this.#folderPath), member.path);
+  #open(member: ArchiveMember, flags: "w+" | "r+"): AdoptedMember {
+    const file = memberPathIn(this.#folderPath, member);
     try {
       makeFolder(dirname(file));
       return { ...member, fd: openSync(file, flags, 0o644) };
@@ -221,14 +258,14 @@ export class PartialContent implements Readable, Disposable {
     });
   }
 
-  #wholeChunks({ offset, sizeBytes }: Member): { first: number; last: number } {
+  #wholeChunks({ offset, sizeBytes }: ArchiveMember): { first: number; last: number } {
     return {
       first: Math.ceil(offset / this.#chunkBytes),
       last: Math.floor((offset + sizeBytes) / this.#chunkBytes) - 1,
     };
   }
 
-  #freeChunks(member: Member): number[] {
+  #freeChunks(member: ArchiveMember): number[] {
     const { first, last } = this.#wholeChunks(member);
     const free: number[] = [];
     for (let index = first; index <= last; index += 1) {
@@ -248,21 +285,6 @@ export class PartialContent implements Readable, Disposable {
     }
     return { member, end: Math.min(end, next * this.#chunkBytes) };
   }
-}
-
-/** Neighbouring chunks as one span each. */
-function spansOf(chunks: readonly number[], chunkBytes: number): Span[] {
-  const spans: Span[] = [];
-  for (const index of chunks) {
-    const last = spans.at(-1);
-    const start = index * chunkBytes;
-    if (last?.end === start) {
-      spans[spans.length - 1] = { start: last.start, end: start + chunkBytes };
-    } else {
-      spans.push({ start, end: start + chunkBytes });
-    }
-  }
-  return spans;
 }
 
 /** CRC-32 of a part of it; undefined when it ends before. `seen` gets each block and where it stands. */

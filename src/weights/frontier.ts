@@ -2,9 +2,7 @@
  * How far a growing file is complete from its start, and a reader that follows right behind: digest and unpacker
  * work while the rest is still on its way, from the page cache.
  */
-import { closeSync, openSync } from "node:fs";
 import { DownloadError } from "../platform/errors.ts";
-import { readFully } from "../platform/files.ts";
 
 /** Big enough to be cheap, small enough that the event loop answers in between. */
 const FOLLOW_BLOCK_BYTES = 256 * 1024;
@@ -83,13 +81,13 @@ export interface Readable {
   read(into: Uint8Array, position: number): number;
 }
 
-/** The next block of what is complete between two positions; at least one byte. */
-type BlockReader = (start: number, end: number) => Uint8Array;
-
-/** The blocks from the start, as far as they are complete, until the frontier ends. */
-export async function* follow(
+/**
+ * The blocks from the start, as far as they are complete, until the frontier ends. `blockAt` gives the next one of what is
+ * complete between two positions: at least one byte.
+ */
+export async function* followBy(
   frontier: Frontier,
-  blockAt: BlockReader,
+  blockAt: (start: number, end: number) => Uint8Array,
 ): AsyncGenerator<Uint8Array> {
   for (let position = 0; await frontier.beyond(position); ) {
     const block = blockAt(position, frontier.position);
@@ -97,6 +95,11 @@ export async function* follow(
     yield block;
     await new Promise<void>((resolve) => setImmediate(resolve));
   }
+}
+
+/** The bytes of `source` from its start, in blocks, as far as they are complete, until the frontier ends. */
+export function follow(source: Readable, frontier: Frontier): AsyncGenerator<Uint8Array> {
+  return followBy(frontier, (start, end) => readBlock(source, start, end));
 }
 
 /**
@@ -111,15 +114,4 @@ export function readBlock(source: Readable, start: number, end: number): Uint8Ar
     throw new DownloadError("IO_ERROR", `A file got shorter than ${end} bytes while it was read`);
   }
   return block.subarray(0, read);
-}
-
-/** {@link follow} for a file of its own. */
-export async function* followFile(path: string, frontier: Frontier): AsyncGenerator<Uint8Array> {
-  const fd = openSync(path, "r");
-  try {
-    const source = { read: (into: Uint8Array, at: number) => readFully(fd, into, at) };
-    yield* follow(frontier, (start, end) => readBlock(source, start, end));
-  } finally {
-    closeSync(fd);
-  }
 }

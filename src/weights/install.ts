@@ -767,7 +767,6 @@ export class Installer {
     const unpackJob = {
       folder,
       frontier,
-      treePath,
       label: job.name,
       sizeBytes: found.sizeBytes,
       reserveBytes: this.#options.minFreeBytes ?? 0,

@@ -25,6 +25,7 @@ import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { crc32 } from "node:zlib";
 import { z } from "zod";
+import type { ArchiveMember } from "../platform/archive.ts";
 import { DownloadError, systemCode } from "../platform/errors.ts";
 import {
   allocatedBytes,
@@ -38,8 +39,14 @@ import {
 } from "../platform/files.ts";
 import { tryLock } from "../platform/native.ts";
 import { fateOf, ownMark } from "../platform/process-start.ts";
-import type { Member } from "./content.ts";
-import { crcOfRange, dataPathIn, PartialContent, treePathIn } from "./content.ts";
+import {
+  crcOfRange,
+  dataPathIn,
+  memberPathIn,
+  PartialContent,
+  placedBytesIn,
+  treePathIn,
+} from "./content.ts";
 
 /** Inside a models root, beside the category folders: ComfyUI lists nothing in it. */
 export const PARTIAL_FOLDER = ".cog-partial";
@@ -143,7 +150,6 @@ export interface BusyPartial {
 /** A download's folder, ours alone until it is closed. */
 export class PartialFolder implements Disposable {
   readonly path: string;
-  readonly dataPath: string;
   /** The bytes, to be read and written. */
   readonly content: PartialContent;
   readonly chunkBytes: number;
@@ -156,13 +162,16 @@ export class PartialFolder implements Disposable {
 
   constructor(parts: OwnedParts) {
     this.path = parts.path;
-    this.dataPath = dataPathIn(parts.path);
     this.content = parts.content;
     this.chunkBytes = parts.chunkBytes;
     this.done = parts.done;
     this.lockFd = parts.lockFd;
     this.#token = parts.token;
     this.#journalFd = parts.journalFd;
+  }
+
+  get dataPath(): string {
+    return this.content.path;
   }
 
   /** Notes that a chunk is complete. One small append; nothing is flushed, since nothing here is believed. */
@@ -175,7 +184,7 @@ export class PartialFolder implements Disposable {
    * before; undefined where that is not worth it. Stays open until the folder is closed.
    * @throws DownloadError SOURCE_CHANGED when an earlier process saw another member there
    */
-  adopt(member: Member): number | undefined {
+  adopt(member: ArchiveMember): number | undefined {
     const known = this.content.members.find(({ offset }) => offset === member.offset);
     if (known === undefined) {
       const adopted = this.content.adopt(member);
@@ -701,7 +710,7 @@ function chunkLine(index: number, crc: number, inPlace: boolean): string {
   return checkedLine(`${inPlace ? "d" : "c"} ${index} ${hex(crc, 8)}`);
 }
 
-function memberLine({ path, offset, sizeBytes }: Member): string {
+function memberLine({ path, offset, sizeBytes }: ArchiveMember): string {
   return checkedLine(`m ${offset} ${sizeBytes} ${Buffer.from(path).toString("base64url")}`);
 }
 
@@ -712,7 +721,7 @@ interface ClaimedChunk {
 
 interface JournalContent {
   readonly header: Header;
-  readonly members: readonly Member[];
+  readonly members: readonly ArchiveMember[];
   readonly chunks: ReadonlyMap<number, ClaimedChunk>;
 }
 
@@ -728,7 +737,7 @@ function readJournal(path: string): JournalContent | undefined {
     return undefined;
   }
   const chunks = new Map<number, ClaimedChunk>();
-  const members = new Map<string, Member>();
+  const members = new Map<string, ArchiveMember>();
   for (const line of lines.slice(1)) {
     const [body = ""] = /^.*(?= [0-9a-f]{2}$)/.exec(line) ?? [];
     const isWhole = checkedLine(body) === `${line}\n`;
@@ -751,7 +760,18 @@ function readJournal(path: string): JournalContent | undefined {
       chunks.delete(Number(revoked[1]));
     }
   }
-  return { header, members: [...members.values()], chunks };
+  const inside = [...members.values()].filter((member) => hasPlaceIn(path, member));
+  return { header, members: inside, chunks };
+}
+
+/** False for a name that leads out of the tree: no unpacker wrote it. */
+function hasPlaceIn(folderPath: string, member: ArchiveMember): boolean {
+  try {
+    memberPathIn(folderPath, member);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function parseHeader(line: string): Header | undefined {
@@ -822,9 +842,7 @@ function summarise(path: string): PartialState | undefined {
     (sum, index) => sum + Math.min(header.chunk, header.sizeBytes - index * header.chunk),
     0,
   );
-  const placedBytes = members
-    .map((member) => allocatedBytes(join(treePathIn(path), member.path)))
-    .reduce((sum, bytes) => sum + bytes, 0);
+  const placedBytes = placedBytesIn(path, members);
   return {
     name: header.name,
     destination: header.destination,

@@ -109,7 +109,7 @@ export class SegmentQueue {
 }
 
 /** Neighbours that touch made one. */
-function merged(spans: readonly Span[]): Span[] {
+export function merged(spans: readonly Span[]): Span[] {
   const result: Span[] = [];
   for (const span of spans) {
     const last = result.at(-1);

@@ -6,7 +6,7 @@
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import type {
-  ArchiveLimits,
+  ArchiveMember,
   FileFollower,
   InPlace,
   UnpackedFile,
@@ -14,16 +14,15 @@ import type {
 } from "../platform/archive.ts";
 import { sniffArchive, unpackArchive, unpackTar } from "../platform/archive.ts";
 import { CanceledError, DownloadError } from "../platform/errors.ts";
-import { allocatedBytes, freeSpace, removeTree } from "../platform/files.ts";
-import { treePathIn } from "./content.ts";
+import { freeSpace, removeTree } from "../platform/files.ts";
+import { memberPathIn, placedBytesIn, treePathIn } from "./content.ts";
 import { digestBehind, digestOf } from "./digest.ts";
-import { Frontier, follow, readBlock } from "./frontier.ts";
+import { Frontier, followBy, readBlock } from "./frontier.ts";
 import type { PartialFolder } from "./journal.ts";
 import type { TreeExpectation } from "./verify.ts";
 import { Writeback } from "./writeback.ts";
 
 interface UnpackTarget {
-  readonly treePath: string;
   readonly label: string;
   readonly sizeBytes: number | undefined;
   readonly reserveBytes: number;
@@ -39,6 +38,8 @@ export interface UnpackJob extends UnpackTarget {
 }
 
 export interface StreamJob extends UnpackTarget {
+  /** Made new; what is in it is removed first. */
+  readonly treePath: string;
   readonly body: AsyncIterable<Uint8Array>;
   /** Sees every block of the archive itself. */
   readonly see: (block: Uint8Array) => void;
@@ -59,13 +60,14 @@ const ALWAYS_ALLOWED_BYTES = 1024 * 1024 * 1024;
  * @throws DownloadError SOURCE_CHANGED when what an earlier time found in it is not in it any more
  */
 export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFile[]> {
-  const { folder, frontier, treePath } = job;
+  const { folder, frontier } = job;
+  const treePath = treePathIn(folder.path);
   sweepTree(folder);
-  const options = prepare(job, memberPaths(folder));
+  const options = prepare(job, treePath, placedBytesIn(folder.path, folder.content.members));
   const inPlace = new PlacedMembers(folder);
   let files: readonly UnpackedFile[];
   if ((await firstKind(job)) === "tar") {
-    const source = follow(frontier, inPlace.blockAt);
+    const source = followBy(frontier, inPlace.blockAt);
     files = await unpackTar(source, treePath, { ...options, inPlace });
   } else {
     await untilWhole(frontier);
@@ -78,7 +80,7 @@ export async function unpackBehind(job: UnpackJob): Promise<readonly UnpackedFil
 /** Unpacks a tar as it comes, without keeping it. */
 export async function unpackStream(job: StreamJob): Promise<readonly UnpackedFile[]> {
   removeTree(job.treePath);
-  const options = prepare(job);
+  const options = prepare(job, job.treePath);
   return await unpackTar(seen(job.body, job.see), job.treePath, options);
 }
 
@@ -92,28 +94,19 @@ async function* seen(
   }
 }
 
-/** `held` are files of the archive that take their room already. */
-function prepare(job: UnpackTarget, held: readonly string[] = []): UnpackOptions {
-  mkdirSync(job.treePath, { recursive: true });
+/** `heldBytes` of the archive's files take their room already. */
+function prepare(job: UnpackTarget, treePath: string, heldBytes = 0): UnpackOptions {
+  mkdirSync(treePath, { recursive: true });
+  const { freeBytes } = freeSpace(treePath);
   return {
     label: job.label,
     signal: job.signal,
     follow: (path) => new MemberFollower(path, job.digest),
-    limits: byteLimits(
-      job,
-      held.map(allocatedBytes).reduce((sum, bytes) => sum + bytes, 0),
-    ),
-  };
-}
-
-/** At most what the disk can hold, and no bomb. */
-function byteLimits(
-  job: UnpackTarget,
-  heldBytes: number,
-): Pick<ArchiveLimits, "maxTotalBytes" | "spaceBytes"> {
-  return {
-    spaceBytes: Math.max(0, freeSpace(job.treePath).freeBytes + heldBytes - job.reserveBytes),
-    maxTotalBytes: Math.max(ALWAYS_ALLOWED_BYTES, (job.sizeBytes ?? 0) * MAX_RATIO),
+    // At most what the disk can hold, and no bomb.
+    limits: {
+      spaceBytes: Math.max(0, freeBytes + heldBytes - job.reserveBytes),
+      maxTotalBytes: Math.max(ALWAYS_ALLOWED_BYTES, (job.sizeBytes ?? 0) * MAX_RATIO),
+    },
   };
 }
 
@@ -140,7 +133,7 @@ class PlacedMembers implements InPlace {
     return block.buffer === this.#standIn.buffer;
   }
 
-  adopt(member: Parameters<InPlace["adopt"]>[0]): number | undefined {
+  adopt(member: ArchiveMember): number | undefined {
     this.#seen.add(member.offset);
     return this.#folder.adopt(member);
   }
@@ -273,7 +266,7 @@ export function contentText(files: readonly UnpackedFile[]): string {
 /** Removes what was unpacked and can be unpacked again: all but the members whose bytes are nowhere else. */
 export function sweepTree(folder: PartialFolder): void {
   const treePath = treePathIn(folder.path);
-  const kept = new Set(memberPaths(folder));
+  const kept = new Set(folder.content.members.map((one) => memberPathIn(folder.path, one)));
   if (kept.size === 0 || !existsSync(treePath)) {
     removeTree(treePath);
     return;
@@ -284,8 +277,4 @@ export function sweepTree(folder: PartialFolder): void {
       rmSync(path, { force: true });
     }
   }
-}
-
-function memberPaths({ path, content }: PartialFolder): string[] {
-  return content.members.map((member) => join(treePathIn(path), member.path));
 }

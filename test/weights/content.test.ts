@@ -14,10 +14,10 @@ import {
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import fc from "fast-check";
+import type { ArchiveMember } from "../../src/platform/archive.ts";
 import { allocatedBytes, readFully } from "../../src/platform/files.ts";
-import type { Member } from "../../src/weights/content.ts";
-import { PartialContent, treePathIn } from "../../src/weights/content.ts";
-import { Frontier, follow, followFile, readBlock } from "../../src/weights/frontier.ts";
+import { PartialContent, treePathIn, WholeFile } from "../../src/weights/content.ts";
+import { Frontier, follow, followBy, readBlock } from "../../src/weights/frontier.ts";
 import type { OwnershipRules, PartialFolder } from "../../src/weights/journal.ts";
 import { openPartial, partialState } from "../../src/weights/journal.ts";
 import type { TempDir } from "../support/temp-dir.ts";
@@ -38,7 +38,7 @@ function bytesOf(length: number): Buffer {
 }
 
 /** Members one after the other, each with a header before it. */
-function membersOf(sizes: readonly number[], headerBytes: number): Member[] {
+function membersOf(sizes: readonly number[], headerBytes: number): ArchiveMember[] {
   let at = 0;
   return sizes.map((sizeBytes, index) => {
     const member = { path: `m${index}/w`, offset: at + headerBytes, sizeBytes };
@@ -116,7 +116,7 @@ test("what is in place is passed over, everything else is read, and together it 
   };
   let at = 0;
   let passed = 0;
-  for await (const block of follow(Frontier.of(bytes.length), blockAt)) {
+  for await (const block of followBy(Frontier.of(bytes.length), blockAt)) {
     if (block.buffer === standIn.buffer) {
       passed += block.length;
     } else {
@@ -132,7 +132,8 @@ test("what is in place is passed over, everything else is read, and together it 
 test("a file that gets shorter while it is read ends the reading", async () => {
   writeFileSync(dir.join("short"), bytesOf(1000));
   const read = async (): Promise<void> => {
-    for await (const _ of followFile(dir.join("short"), Frontier.of(2000))) {
+    using short = new WholeFile(dir.join("short"));
+    for await (const _ of follow(short, Frontier.of(2000))) {
       // All of it.
     }
   };
@@ -169,7 +170,11 @@ test("a member that is small, that has come already or that does not fit into th
 describe("after a kill", () => {
   const chunkBytes = 1024;
   const sizeBytes = 20 * chunkBytes;
-  const member: Member = { path: "sub/wéight.bin", offset: 512, sizeBytes: sizeBytes - 2048 };
+  const member: ArchiveMember = {
+    path: "sub/wéight.bin",
+    offset: 512,
+    sizeBytes: sizeBytes - 2048,
+  };
   const bytes = bytesOf(sizeBytes);
   const identity = {
     sizeBytes,
@@ -291,6 +296,7 @@ describe("after a kill", () => {
     const body = `m 512 ${sizeBytes - 2048} ${name}`;
     const check = (crc32(body) & 0xff).toString(16).padStart(2, "0");
     appendFileSync(join(folder.path, "journal"), `${body} ${check}\n`);
+    expect(partialState("/x", [dir.path])).toMatchObject({ path: folder.path });
     const next = await open();
     expectRight(next, inData);
     next.remove();
