@@ -1,5 +1,5 @@
 /** ComfyUI's HTTP API, one method per call. Every call has a deadline; every answer is parsed before it is trusted. */
-import { createWriteStream, rmSync, statSync } from "node:fs";
+import { createWriteStream, openSync, rmSync, statSync } from "node:fs";
 import { posix } from "node:path";
 import { pipeline } from "node:stream/promises";
 import type { z } from "zod";
@@ -222,8 +222,11 @@ export class ComfyClient {
       );
     }
     try {
-      await pipeline(response.body, upTo(maxBytes, file), createWriteStream(target));
+      // Opened here: a stream opens its file later, maybe after it was removed for a body that is too long.
+      const sink = createWriteStream(target, { fd: openSync(target, "w") });
+      await pipeline(response.body, upTo(maxBytes, file), sink);
     } catch (error) {
+      await response.discard();
       rmSync(target, { force: true });
       throw error;
     }
